@@ -1,0 +1,163 @@
+"""The exact posterior of the textbook's diseases given what a record says.
+
+A hypothesis is one disease or a pair. Given a hypothesis and the states of the latent groups, findings are
+independent: P(f) = 1 - (1 - leak) * prod_d (1 - p_df) * prod_k (1 - w_kf) over its diseases and the active
+groups (noisy-OR, Pearl 1988). A present finding is mentioned with probability m1, clearly, in lay words or
+blurred; an absent one is denied with probability m0; what isn't mentioned counts by its silence. A blurred
+phrase says that at least one of its findings was mentioned so. The posterior sums over hypotheses and groups.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from itertools import combinations, product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from preceptor.clinical.textbook.book import Sex, Style, Textbook
+from preceptor.clinical.textbook.reader import Reading
+
+Floats = NDArray[np.float64]
+SEXES: tuple[Sex, ...] = ("male", "female")
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Probabilities given a record."""
+
+    hypotheses: tuple[tuple[str, ...], ...]
+    probabilities: Floats
+    """Of each hypothesis, shape (hypotheses,)."""
+    marginals: dict[str, float]
+    """Of each disease, likeliest first; they sum to more than 1, for pairs count twice."""
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """Log-probability of what a record may say of each finding, shape (findings, hypotheses * groups)."""
+
+    said: Floats
+    denied: Floats
+    silent: Floats
+    silent_or_blurred: Floats
+    nothing: Floats
+    """Of a record that says nothing, shape (hypotheses * groups,)."""
+
+
+class World:
+    """The textbook as arrays. States run over hypotheses, then over the states of the groups."""
+
+    def __init__(self, book: Textbook) -> None:
+        self.book = book
+        self.findings = tuple(book.findings)
+        self.index = {finding: i for i, finding in enumerate(self.findings)}
+        pairs = [pair for pair in combinations(book.diseases, 2) if not book.excluded(*pair)]
+        self.hypotheses: tuple[tuple[str, ...], ...] = (*((d,) for d in book.diseases), *pairs)
+        self.groups = tuple(product((0, 1), repeat=len(book.world.groups)))
+        self.present = self._present()
+        """P(finding | hypothesis, groups), shape (findings, hypotheses, groups)."""
+        self.group_given = self._group_given()
+        """P(groups | hypothesis), shape (hypotheses, groups)."""
+        self._log_group_given = np.log(self.group_given)
+        self.membership = np.array([[d in h for d in book.diseases] for h in self.hypotheses], dtype=float)
+        self._terms: dict[Style, _Terms] = {style: self._said(style) for style in book.world.styles}
+
+    def _present(self) -> Floats:
+        book = self.book
+        causes = np.array([[1 - book.diseases[d].findings.get(f, 0.0) for d in book.diseases] for f in self.findings])
+        weights = np.array([[1 - f.groups.get(k, 0.0) for k in book.world.groups] for f in book.findings.values()])
+        leak = np.array([f.leak for f in book.findings.values()])
+        place = {disease: i for i, disease in enumerate(book.diseases)}
+        by_hypothesis = np.stack([causes[:, [place[d] for d in h]].prod(1) for h in self.hypotheses], axis=1)
+        by_groups = np.stack([(weights ** np.array(state)).prod(1) for state in self.groups], axis=1)
+        present: Floats = 1 - (1 - leak)[:, None, None] * by_hypothesis[:, :, None] * by_groups[:, None, :]
+        return present
+
+    def _group_given(self) -> Floats:
+        world, diseases = self.book.world, self.book.diseases
+        active = np.array(
+            [
+                [
+                    1 - (1 - g.base) * np.prod([1 - diseases[d].groups.get(k, 0.0) for d in h])
+                    for k, g in world.groups.items()
+                ]
+                for h in self.hypotheses
+            ]
+        )
+        return np.stack([np.where(state, active, 1 - active).prod(1) for state in self.groups], axis=1)
+
+    def _said(self, style: Style) -> _Terms:
+        """The four things a record of a style may say of each finding.
+
+        Whether it was said in clear or lay words, and in which of them, doesn't depend on the disease.
+        """
+        writing, blurred = self.book.world.styles[style], self.book.world.forms.blurred
+        present = self.present.reshape(len(self.findings), -1)
+        denial = np.array([f.absent_mention * writing.absent for f in self.book.findings.values()])[:, None]
+        silent = present * (1 - writing.present) + (1 - present) * (1 - denial)
+        return _Terms(
+            said=np.log(present * writing.present * (1 - blurred)),
+            denied=np.log((1 - present) * denial),
+            silent=np.log(silent),
+            nothing=np.log(silent).sum(0),
+            silent_or_blurred=np.log(silent + present * writing.present * blurred),
+        )
+
+    def prior(self, sex: Sex | None, age: int | None) -> Floats:
+        """P(hypothesis | sex, age); what is not known is averaged over the population."""
+        sexes: tuple[Sex, ...] = SEXES if sex is None else (sex,)
+        bands = self.book.world.age_weights if age is None else {self.book.band(age): 1.0}
+        given = [weight / len(sexes) * self._prior(s, band) for s in sexes for band, weight in bands.items()]
+        prior: Floats = np.sum(given, axis=0)
+        return prior
+
+    @cache  # noqa: B019  one world lives as long as the process
+    def _prior(self, sex: Sex, band: str) -> Floats:
+        weight = {d.id: d.prevalence * d.age[band] * d.sex[sex] for d in self.book.diseases.values()}
+        raw = np.array([np.prod([weight[d] for d in h]) for h in self.hypotheses])
+        single = np.array([len(h) == 1 for h in self.hypotheses])
+        share = self.book.world.pairs
+        prior: Floats = np.where(single, (1 - share) * raw / raw[single].sum(), share * raw / raw[~single].sum())
+        return prior
+
+    def posterior(self, reading: Reading) -> Posterior:
+        """P(hypothesis | what the record says)."""
+        terms = self._terms[reading.style]
+        affirmed = {m.subject for m in reading.mentions if m.form in ("clear", "lay")}
+        negated = {m.subject for m in reading.mentions if m.form == "negated"} - affirmed
+        log = terms.nothing
+        for subjects, term in ((affirmed, terms.said), (negated, terms.denied)):
+            rows = [self.index[subject] for subject in subjects]
+            log = log + (term[rows] - terms.silent[rows]).sum(0)
+        for blur in {m.subject for m in reading.mentions if m.form == "blurred"}:
+            members = set(self.book.world.blurs[blur].findings) - affirmed - negated
+            rows = [self.index[member] for member in members]
+            if rows:
+                either, silence = terms.silent_or_blurred[rows].sum(0), terms.silent[rows].sum(0)
+                log = log + np.log1p(-np.exp(silence - either)) + either - silence
+        log = log.reshape(self.group_given.shape) + self._log_group_given
+        weights = np.exp(log - log.max()).sum(1) * self.prior(reading.sex, reading.age)
+        probabilities = weights / weights.sum()
+        marginals = dict(zip(self.book.diseases, (probabilities @ self.membership).tolist(), strict=True))
+        ordered = dict(sorted(marginals.items(), key=lambda item: -item[1]))
+        return Posterior(self.hypotheses, probabilities, ordered)
+
+    def exact(self, posterior: Posterior) -> tuple[str, ...]:
+        """The best answer: each disease that is at least as likely as not, at least the likeliest, in order.
+
+        Empty where the likeliest does not reach the textbook's `abstain_below`.
+        """
+        likely = tuple(d for d, p in posterior.marginals.items() if p >= 0.5)  # noqa: PLR2004  as likely as not
+        first = next(iter(posterior.marginals))
+        if posterior.marginals[first] < self.book.world.abstain_below:
+            return ()
+        return likely or (first,)
+
+    @cache  # noqa: B019  one world lives as long as the process
+    def support(self, disease: str) -> Floats:
+        """How strongly each finding speaks for a disease: log P(f | disease) - log P(f), shape (findings,)."""
+        row = self.hypotheses.index((disease,))
+        given = (self.present[:, row] * self.group_given[row]).sum(-1)
+        overall = (self.present * self.group_given).sum(-1) @ self.prior(None, None)
+        ratio: Floats = np.log(given) - np.log(overall)
+        return ratio
