@@ -1,0 +1,163 @@
+"""The task of naming diseases and the evidence for them: what an answer looks like, and what it is worth.
+
+The grader here scores evaluations, curates labels, orders preference pairs and rewards learning. It is
+F1-like throughout: naming more diseases or quoting more of the record never pays by itself, and evidence
+counts only as far as the diseases are right, so that good quotations can't carry a wrong answer past an
+abstention.
+"""
+
+import json
+from bisect import bisect_right
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from itertools import accumulate
+from math import exp
+
+from preceptor.clinical import evidence
+from preceptor.clinical.names import Namer
+from preceptor.clinical.textbook.book import load
+from preceptor.clinical.textbook.reader import Mention, Reader
+from preceptor.core import text as texts
+from preceptor.core.records import Case, Diagnosis, Evidence, Polarity, Reply, Score
+from preceptor.tasks.answer import Outcome, Parsed, parse
+
+__all__ = ["Outcome", "Parsed", "canonical", "chain_probability", "grade", "ground", "parse"]
+
+_SHARE = 0.5
+"""Share of the record that reasons may quote; beyond it they select nothing."""
+_LEAST = 20
+"""Characters that they may quote of however short a record."""
+
+
+def canonical(diagnosis: Diagnosis) -> str:
+    """The answer as a model should write it."""
+    answer = {"diseases": list(diagnosis.diseases), "reason": list(diagnosis.reason)}
+    return json.dumps(answer, ensure_ascii=False)
+
+
+def ground(diagnosis: Diagnosis, case: Case) -> Diagnosis:
+    """The same answer with each reason's place in the record, what is said there, and the finding."""
+    found = []
+    for reason in diagnosis.reason:
+        if place := _place(reason, case.text):
+            start, end, polarity = place
+            finding = next((m.subject for m in _mentions(case.text) if m.start < end and start < m.end), None)
+            found.append(Evidence(text=case.text[start:end], start=start, end=end, polarity=polarity, finding=finding))
+    return diagnosis.model_copy(update={"evidence": tuple(found)})
+
+
+def grade(output: Diagnosis | None, case: Case) -> Score:
+    """What an answer is worth: the mean of `top1`, `disease_f1` and `disease_f1` × `evidence_grounded`.
+
+    `output` is None for a reply that could not be read: zero, told from a wrong answer by `parsed`. Parts
+    that need gold are None without it, and the value stands on the evidence alone.
+    """
+    gold = case.gold if isinstance(case.gold, Diagnosis) else None
+    grounded = _grounded(output, case.text, gold)
+    matched = _matched(output, gold, abstaining_is_right=case.expects_abstention)
+    parts = {"parsed": float(output is not None), **matched, "evidence_grounded": grounded}
+    if output is None:
+        return Score(case_id=case.id, value=0.0, parts=parts)
+    if grounded is None and output.diseases:
+        # No reasons where reasons are due; but gold that has none doesn't ask for any.
+        grounded = float(gold is not None and not gold.reason)
+    if gold is None:
+        return Score(case_id=case.id, value=grounded, parts=parts)
+    top1, f1 = matched["top1"] or 0.0, matched["disease_f1"] or 0.0
+    return Score(case_id=case.id, value=(top1 + f1 + f1 * (1.0 if grounded is None else grounded)) / 3, parts=parts)
+
+
+def chain_probability(reply: Reply, diagnosis: Diagnosis) -> dict[str, float]:
+    """Probability of each disease in the reply: of its tokens, from its first byte through its closing quote.
+
+    It is found on the bytes that were generated, since a character may span tokens and a token may hold a
+    quote and the beginning of a name. A name that the reply does not hold as it stands has no probability.
+    """
+    raw = b"".join(token.utf8 for token in reply.tokens)
+    ends = list(accumulate(len(token.utf8) for token in reply.tokens))
+    totals = [0.0, *accumulate(token.logprob for token in reply.tokens)]
+    found = {}
+    position = max(0, raw.rfind(b'"diseases"'))
+    for name in dict.fromkeys(diagnosis.diseases):
+        if span := _written(name, raw, position):
+            start, end = span
+            position = end
+            first, last = bisect_right(ends, start), bisect_right(ends, end - 1)
+            found[name] = min(1.0, exp(totals[last + 1] - totals[first]))
+    return found
+
+
+def _written(name: str, raw: bytes, position: int) -> tuple[int, int] | None:
+    """Where a name and what closes it stand: as a JSON string, else within one or in plain text."""
+    for escaped in (json.dumps(name, ensure_ascii=False), json.dumps(name)):
+        quoted = escaped.encode()
+        for literal, opening in ((quoted, 1), (quoted[1:-1], 0)):
+            start = raw.find(literal, position)
+            if start >= 0:
+                return start + opening, start + len(literal)
+    return None
+
+
+def _matched(output: Diagnosis | None, gold: Diagnosis | None, *, abstaining_is_right: bool) -> dict[str, float | None]:
+    """The parts that compare diseases."""
+    names = ("top1", "precision", "recall", "disease_f1", "category_f1", "exact_set")
+    if gold is None:
+        return dict.fromkeys(names)
+    if output is None:
+        return dict.fromkeys(names, 0.0)
+    if output.abstained:
+        return dict.fromkeys(names, float(abstaining_is_right or gold.abstained))
+    namer = _namer()
+    hits = namer.match(output.diseases, gold.diseases)
+    right, said, true = len(hits), len(output.diseases), len(gold.diseases)
+    alike = len(namer.match(output.diseases, gold.diseases, level="category")) if right < min(said, true) else right
+    return {
+        "top1": float(bool(namer.match(output.diseases[:1], gold.diseases))),
+        "precision": right / said,
+        "recall": right / true if true else 0.0,
+        "disease_f1": 2 * right / (said + true),
+        "category_f1": 2 * alike / (said + true),
+        "exact_set": float(right == said == true),
+    }
+
+
+def _grounded(output: Diagnosis | None, record: str, gold: Diagnosis | None) -> float | None:
+    """Share of the distinct reasons that the record holds in the same sense, less if they quote too much."""
+    reasons = {texts.normalise(reason): reason for reason in output.reason} if output else {}
+    if not reasons:
+        return None
+    known = {texts.normalise(reason) for reason in gold.reason} if gold else set()
+    held = [key in known or _holds(reason, record) for key, reason in reasons.items()]
+    allowed = max(len(record) * _SHARE, _LEAST, sum(map(len, known)))
+    return sum(held) / len(held) * min(1.0, allowed / max(1, sum(map(len, reasons))))
+
+
+def _holds(reason: str, record: str) -> bool:
+    place = _place(reason, record)
+    return place is not None and place[2] is evidence.polarity(reason, 0, len(reason))
+
+
+def _place(reason: str, record: str) -> tuple[int, int, Polarity] | None:
+    """Where the record holds a reason, and with what polarity: the first place that agrees, if any does."""
+    own, first = evidence.polarity(reason, 0, len(reason)), None
+    for start, end in evidence.places(reason, record):
+        place = start, end, evidence.polarity(record, start, end)
+        if place[2] is own:
+            return place
+        first = first or place
+    return first
+
+
+@cache
+def _namer() -> Namer:
+    return Namer(load())
+
+
+@cache
+def _reader() -> Reader:
+    return Reader(load())
+
+
+@lru_cache(maxsize=256)
+def _mentions(record: str) -> Sequence[Mention]:
+    return [mention for mention in _reader().read(record).mentions if mention.form != "blurred"]
