@@ -1,0 +1,158 @@
+"""A model in memory, with its tokenizer, on the device and in the precision that serve it best here."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from preceptor.core.errors import UserError
+from preceptor.model.resolve import digest, resolve
+
+DtypeName = Literal["auto", "float32", "bfloat16"]
+
+BASE_FILE = "base.json"
+"""Beside an adapter that was trained here: the digest of the base under it."""
+
+_SMALL = 50_000_000
+"""Below so many parameters a CPU gains nothing from half precision."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to generate."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    folder: Path
+    """Where it came from: the adapter's folder where there is one."""
+
+    @property
+    def context(self) -> int:
+        """Tokens that prompt and answer may take together."""
+        return int(self.model.config.get_text_config().max_position_embeddings)
+
+
+def load(base: str | Path, adapter: str | Path | None = None, dtype: DtypeName = "auto") -> Loaded:
+    """The model of a folder or name; an adapter is merged into its base, which its folder may name."""
+    folder = resolve(base)
+    if (folder / "adapter_config.json").is_file():
+        if adapter is not None:
+            raise UserError(f"{folder}: an adapter can't be the base of another ({adapter})")
+        folder, adapter = base_of(folder), folder
+    model = load_model(folder, torch_dtype(folder, dtype))
+    if adapter is None:
+        return Loaded(model.eval(), load_tokenizer(folder), folder)
+    at = Path(adapter)
+    merged = load_adapter(model, folder, at).merge_and_unload()
+    return Loaded(merged.eval(), load_tokenizer(at), at)
+
+
+def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The weights of a folder, on the GPU where there is one. Nothing that runs code is read."""
+    logging.disable_progress_bar()
+    with _one_line(folder):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    if info["missing_keys"]:  # they would be random
+        raise UserError(f"{folder}: its weights lack {min(info['missing_keys'])}; fetch or make it again")
+    loaded: PreTrainedModel = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return loaded
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder."""
+    with _one_line(folder):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+    return tokenizer
+
+
+def load_adapter(model: PreTrainedModel, base: Path, adapter: Path, *, trainable: bool = False) -> Any:
+    """The model under its adapter, which must have been trained on that base."""
+    from peft import PeftModel  # a second to import, and only for adapters
+
+    if not (adapter / "adapter_config.json").is_file():
+        raise UserError(f"{adapter}: no adapter here (adapter_config.json is missing)")
+    known = adapter / BASE_FILE
+    if known.is_file() and json.loads(known.read_text())["digest"] != digest(base):
+        raise UserError(f"{adapter}: trained on another base than {base} (its weights differ)")
+    with _one_line(adapter):
+        try:
+            return PeftModel.from_pretrained(model, adapter, is_trainable=trainable, local_files_only=True)
+        except (RuntimeError, ValueError) as error:  # sizes differ; no such layers
+            raise UserError(f"{adapter}: made for another base than {base}") from error
+
+
+def base_of(adapter: Path) -> Path:
+    """The folder of the base that an adapter's configuration names."""
+    config = adapter / "adapter_config.json"
+    try:
+        name = json.loads(config.read_text())["base_model_name_or_path"]
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{config}: doesn't name the base model") from error
+    try:
+        return resolve(name)
+    except UserError as error:
+        raise UserError(f"{adapter}: its base is missing: {error}") from error
+
+
+def torch_dtype(folder: Path, name: DtypeName = "auto") -> torch.dtype:
+    """The precision to load a folder in: bfloat16 on a GPU; on a CPU where it is clearly the faster one."""
+    if name != "auto":
+        return torch.float32 if name == "float32" else torch.bfloat16
+    if torch.cuda.is_available():
+        return torch.bfloat16
+    return torch.bfloat16 if _parameters(folder) >= _SMALL and _bf16_is_faster() else torch.float32
+
+
+def _parameters(folder: Path) -> int:
+    count = 0
+    for file in folder.glob("*.safetensors"):
+        with _one_line(file), safe_open(file, "pt") as weights:
+            for key in weights.keys():  # noqa: SIM118 - not a mapping
+                shape = weights.get_slice(key).get_shape()
+                count += torch.Size(shape).numel()
+    return count
+
+
+def _bf16_is_faster() -> bool:
+    """Machines differ both ways, up to threefold, and their names don't tell."""
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        left, right = torch.ones(256, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
+        left @ right  # the first call picks a kernel
+        start = time.perf_counter()
+        for _ in range(8):
+            left @ right
+        seconds[dtype] = time.perf_counter() - start
+    return seconds[torch.bfloat16] < 0.7 * seconds[torch.float32]
+
+
+@contextmanager
+def _one_line(where: Path) -> Iterator[None]:
+    """What goes wrong while reading model files, as one line with the place."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise UserError(f"{where}: damaged safetensors ({error}); fetch or make it again") from error
+    except OSError as error:
+        raise UserError(f"{where}: {str(error).strip().splitlines()[0]}") from error
+    except (ValueError, KeyError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{where}: not a model that can be read: {str(error).strip().splitlines()[0]}") from error

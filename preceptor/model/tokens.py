@@ -1,0 +1,134 @@
+"""The one way from messages to tokens, for training, batch prediction and serving alike.
+
+The answer is encoded on its own after the prompt that generation starts from, so the tokens that are learnt
+are those that a model would have to generate. A text too long is cut inside the patient's record; what
+cannot be cut there is refused. The end of an answer, which teaches a model to stop, is never lost.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from jinja2.exceptions import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from preceptor.core.errors import UserError
+from preceptor.core.records import Message, Row
+
+IGNORED = -100
+"""Label of a token that carries no loss."""
+
+_OPEN, _CLOSE = "<record>", "</record>"
+
+
+class TooLongError(ValueError):
+    """Messages that don't fit, and whose record can't be cut to make them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """The tokens of one training row, with labels on the answer and on the end of the turn alone."""
+
+    ids: list[int]
+    labels: list[int]
+    cut: bool = False
+    """The record was cut to fit."""
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], limit: int | None = None) -> list[int]:
+    """Tokens of the messages up to where the answer starts, cut inside the record to `limit` tokens."""
+    ids = _render(tokenizer, messages)
+    if limit is None or len(ids) <= limit:
+        return ids
+    at, start, end = _record(messages)
+    if at < 0:
+        raise TooLongError(f"{len(ids)} tokens where {limit} fit, and no <record> to cut")
+    content = messages[at].content
+    before, text, after = content[:start], content[start:end], content[end:]
+    low, high = 0, len(text)  # characters kept: `low` fits (once it is tried), `high` doesn't
+    best: list[int] | None = None
+    while low < high:
+        kept = (low + high) // 2
+        shorter = Message(role="user", content=before + text[:kept] + after)
+        trial = _render(tokenizer, [*messages[:at], shorter, *messages[at + 1 :]])
+        if len(trial) <= limit:
+            low, best = kept + 1, trial
+        else:
+            high = kept
+    if best is None or low <= 1:
+        raise TooLongError(f"{len(ids)} tokens where {limit} fit, even with an empty <record>")
+    return best
+
+
+def example(tokenizer: PreTrainedTokenizerBase, row: Row, max_length: int) -> Example:
+    """The tokens and labels to train on, at most `max_length` of them; `TooLongError` where that can't be."""
+    answer = [*_encode(tokenizer, _harmless(tokenizer, row.answer)), end_of_turn(tokenizer)]
+    whole = _render(tokenizer, row.messages)
+    room = max_length - len(answer)
+    if len(whole) <= room:
+        return Example(whole + answer, [IGNORED] * len(whole) + answer)
+    if room <= 0:
+        raise TooLongError(f"the answer alone is {len(answer)} tokens where {max_length} fit")
+    prompt = prompt_ids(tokenizer, row.messages, room)
+    return Example(prompt + answer, [IGNORED] * len(prompt) + answer, cut=True)
+
+
+@lru_cache(maxsize=4)
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """All tokens that steer and are no text: a tokenizer's named ones and those that its file marks."""
+    named = zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
+    marked = {str(token): at for at, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return {**marked, **dict(named)}
+
+
+@lru_cache(maxsize=4)
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token with which the chat template ends an answer: not always the tokenizer's end of text."""
+    mark = "preceptor"
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}]
+    rendered = _template(tokenizer, turns, generation_prompt=False)
+    special = set(special_tokens(tokenizer).values())
+    after = _encode(tokenizer, rendered.rpartition(mark)[2])
+    found = next((token for token in after if token in special), tokenizer.eos_token_id)
+    if found is None:
+        raise UserError(f"{tokenizer.name_or_path}: neither its chat template nor its tokenizer ends an answer")
+    return int(found)
+
+
+def _record(messages: Sequence[Message]) -> tuple[int, int, int]:
+    """The last user message that holds a record, and the offsets between its last marks; -1 without one."""
+    for at in range(len(messages) - 1, -1, -1):
+        content = messages[at].content
+        end = content.rfind(_CLOSE)
+        start = content.rfind(_OPEN, 0, max(end, 0))
+        if messages[at].role == "user" and start >= 0:
+            start += len(_OPEN)
+            return at, start + content.startswith("\n", start), max(start, end - (content[end - 1] == "\n"))
+    return -1, 0, 0
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+    turns = [{"role": m.role, "content": _harmless(tokenizer, m.content)} for m in messages]
+    return _encode(tokenizer, _template(tokenizer, turns, generation_prompt=True))
+
+
+def _template(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], *, generation_prompt: bool) -> str:
+    if not tokenizer.chat_template:
+        where = tokenizer.name_or_path
+        raise UserError(f"{where}: no chat template; use an instruct model or put a chat_template.jinja there")
+    try:
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation_prompt))
+    except TemplateError as error:
+        raise UserError(f"{tokenizer.name_or_path}: its chat template refuses the messages: {error}") from error
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return [int(token) for token in tokenizer.encode(text, add_special_tokens=False)]
+
+
+def _harmless(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """`text` in which no words end a turn or start another: a patient's record is data."""
+    for token in special_tokens(tokenizer):
+        if token in text:
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+    return text

@@ -1,0 +1,101 @@
+"""Which examples are trained on together, and as what tensors.
+
+Either way a step sees about `batch_size` rows, so that packing changes speed and not the schedule. Rows of
+like length are padded at the right, which needs no mask: no token looks at what comes after it. Packed rows
+carry positions that start anew at each document and no mask either: that alone keeps documents apart.
+"""
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import BatchSampler
+
+from preceptor.model.tokens import IGNORED, Example
+
+_POOL = 50
+"""Batches' worth of rows that are sorted by length together: little padding, and still a shuffle."""
+
+_PACK = 512
+"""Tokens of a packed row at least. Attention under a block mask costs their square, so not more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """One or several examples in a row."""
+
+    ids: list[int]
+    labels: list[int]
+    lengths: list[int]
+
+
+def rows(examples: Sequence[Example]) -> list[Packed]:
+    """Each example as a row of its own."""
+    return [Packed(example.ids, example.labels, [len(example.ids)]) for example in examples]
+
+
+def pack(examples: Sequence[Example]) -> list[Packed]:
+    """Examples put together to rows of like length; none is cut, since the longest one fits."""
+    import datasets
+    from trl import pack_dataset
+
+    datasets.disable_progress_bars()
+    columns = {"ids": [e.ids for e in examples], "labels": [e.labels for e in examples]}
+    length = max(_PACK, *(len(example.ids) for example in examples), 1)
+    packed = pack_dataset(datasets.Dataset.from_dict(columns), length, "bfd")
+    return [Packed(row["ids"], row["labels"], row["seq_lengths"]) for row in packed]
+
+
+class Batches(BatchSampler):
+    """Row numbers of each batch, a pure function of seed and epoch, so that a resumed run sees the same."""
+
+    def __init__(self, rows: Sequence[Packed], batch_size: int, seed: int) -> None:
+        """`batch_size` counts examples; packed rows hold several each."""
+        examples = sum(len(row.lengths) for row in rows)
+        self.batch_size = max(1, round(batch_size * len(rows) / examples))
+        self.drop_last = False
+        self.epoch = 0
+        self._lengths = [len(row.ids) for row in rows]
+        self._seed = seed
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch's order."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return math.ceil(len(self._lengths) / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        dice = random.Random(f"{self._seed} {self.epoch}")
+        order = list(range(len(self._lengths)))
+        dice.shuffle(order)
+        pool = _POOL * self.batch_size
+        batches = []
+        for start in range(0, len(order), pool):
+            near = sorted(order[start : start + pool], key=self._lengths.__getitem__)
+            batches += [near[at : at + self.batch_size] for at in range(0, len(near), self.batch_size)]
+        dice.shuffle(batches)
+        yield from batches
+
+
+def collate(rows: Sequence[Packed]) -> dict[str, Any]:
+    """Tensors of a batch, and the tokens in it that are not padding."""
+    width = max(len(row.ids) for row in rows)
+    batch: dict[str, Any] = {
+        "input_ids": torch.tensor([row.ids + [0] * (width - len(row.ids)) for row in rows]),
+        "labels": torch.tensor([row.labels + [IGNORED] * (width - len(row.ids)) for row in rows]),
+        "tokens": sum(len(row.ids) for row in rows),
+    }
+    if any(len(row.lengths) > 1 for row in rows):
+        batch["position_ids"] = torch.tensor([_positions(row.lengths, width) for row in rows])
+    return batch
+
+
+def _positions(lengths: Sequence[int], width: int) -> list[int]:
+    """From 0 in each document; padding goes on as part of the last, which never looks ahead."""
+    *others, last = lengths
+    positions = [at for length in others for at in range(length)]
+    return positions + list(range(max(last, width - len(positions))))

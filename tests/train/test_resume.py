@@ -1,0 +1,75 @@
+"""A run that stopped and goes on ends with the weights of one that nobody touched."""
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from preceptor.train.config import SftConfig
+from preceptor.train.sft import train
+from tests.model import tiny
+
+ROWS = [tiny.row(number) for number in range(12)]
+LORA = SftConfig(batch_size=4, epochs=2, lr=1e-3, dropout=0.1, rank=2, checkpoint_steps=1)
+FULL = LORA.model_copy(update={"method": "full", "dropout": 0.0})
+PACKED = FULL.model_copy(update={"packing": True, "batch_size": 5})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return tiny.save(tiny.qwen(), tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def unbroken(base, tmp_path_factory):
+    """The folder of a run that nobody touched, made once a configuration."""
+
+    @cache
+    def made(config: SftConfig) -> Path:
+        out = tmp_path_factory.mktemp("unbroken")
+        train(base, ROWS, out, config)
+        return out
+
+    return made
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    """What was learnt."""
+    return load_file(next(out.glob("*/*.safetensors")))
+
+
+def same(a: Path, b: Path) -> bool:
+    """Exactly equal weights."""
+    left, right = weights(a), weights(b)
+    return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+
+
+class _KillError(Exception):
+    """Stands for a kill that leaves checkpoints behind."""
+
+
+@pytest.mark.parametrize(("config", "at"), [(LORA, 4), (LORA, 5), (FULL, 3), (PACKED, 4)])
+def test_resumed_is_exactly_unbroken(base, unbroken, tmp_path, config, at):
+    """Six steps, against some and a resume, at an epoch's end or amid one: equal to the last bit."""
+
+    def stop(step, total, values):
+        if step == at:
+            raise _KillError
+
+    with pytest.raises(_KillError):
+        train(base, ROWS, tmp_path / "broken", config, stop)
+    half = tmp_path / "broken" / "checkpoints" / f"checkpoint-{at}"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"torn")  # as a kill leaves it
+    steps = []
+    train(base, ROWS, tmp_path / "broken", config, lambda step, total, values: steps.append(step))
+    assert steps[0] == at
+    assert steps[-1] >= 5
+    assert same(unbroken(config), tmp_path / "broken")

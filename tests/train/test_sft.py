@@ -1,0 +1,122 @@
+"""Training: documents apart, answers alone, and the same weights after a kill."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from preceptor.core.errors import UserError, WorkError
+from preceptor.core.records import Request, Sampling
+from preceptor.model import load
+from preceptor.model.generate import generate
+from preceptor.train import sft
+from preceptor.train.config import SftConfig
+from preceptor.train.sft import train
+from tests.model import tiny
+
+ROWS = [tiny.row(number) for number in range(12)]
+LORA = SftConfig(batch_size=4, epochs=2, lr=1e-3, dropout=0.1, rank=2, checkpoint_steps=1)
+FULL = LORA.model_copy(update={"method": "full", "dropout": 0.0})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return tiny.save(tiny.qwen(), tmp_path_factory.mktemp("base"))
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    """What was learnt."""
+    return load_file(next(out.glob("*/*.safetensors")))
+
+
+@pytest.mark.parametrize("config", [LORA, FULL, FULL.model_copy(update={"packing": True, "accumulation": 2})])
+def test_training_lowers_the_loss_and_leaves_a_model(base, tmp_path, config):
+    """An adapter or a model that the loader takes; the numbers that a run wants."""
+    logged = []
+    config = config.model_copy(update={"epochs": 10, "lr": 5e-3, "checkpoint_steps": 50})
+    metrics = train(base, ROWS, tmp_path, config, lambda *args: logged.append(args), validation=ROWS[:3])
+    assert logged[-1][2]["loss"] < 0.7 * logged[0][2]["loss"]
+    assert logged[0][2].keys() >= {"loss", "lr", "tokens_per_second"}
+    assert metrics["steps"] == logged[-1][1]
+    assert metrics["validation_loss"] < logged[0][2]["loss"]
+    assert (metrics["rows"], metrics["refused"], metrics["cut"]) == (12, 0, 0)
+    folder = tmp_path / ("adapter" if config.method == "lora" else "model")
+    assert (folder / "chat_template.jinja").is_file()
+    assert not [*tmp_path.glob("*.part"), *folder.glob("*.bin")]
+    loaded = load.load(folder)
+    (reply,) = generate(loaded, [Request(messages=ROWS[0].messages, sampling=Sampling(max_tokens=8))])
+    assert reply.usage.completion_tokens
+
+
+def test_adapter_names_its_base_as_it_was_called(base, tmp_path, monkeypatch):
+    """A name stays a name, so the folder can move; a folder becomes absolute."""
+    real = sft.resolve
+    monkeypatch.setattr(sft, "resolve", lambda name: base if name == "mini" else real(name))
+    train("mini", ROWS, tmp_path / "a", LORA.model_copy(update={"epochs": 0.1}))
+    config = json.loads((tmp_path / "a" / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "mini"
+
+
+def test_an_adapter_goes_on_learning(base, tmp_path):
+    """A second round starts from the first one's adapter, over the same base."""
+    train(base, ROWS, tmp_path / "one", LORA)
+    train(tmp_path / "one" / "adapter", ROWS, tmp_path / "two", LORA.model_copy(update={"lr": 1e-9}))
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert all(torch.allclose(one[key], two[key], atol=1e-6) for key in one)
+    config = json.loads((tmp_path / "two" / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(base.resolve())
+    assert load.load(tmp_path / "two" / "adapter").folder == tmp_path / "two" / "adapter"
+
+
+def test_rows_that_do_not_fit_are_named(base, tmp_path):
+    """A row too long stops nothing and is counted; nothing but such rows is a wrong request."""
+    refused = []
+    rows = [*ROWS[:4], tiny.row(1, answer="咳嗽" * 300), tiny.row(2, record="发热，" * 300)]
+    config = LORA.model_copy(update={"epochs": 1, "max_length": 250})
+    metrics = train(base, rows, tmp_path, config, on_refused=lambda row, why: refused.append((row.id, why)))
+    assert (metrics["rows"], metrics["refused"], metrics["cut"]) == (5, 1, 1)
+    assert refused[0][0] == "r1"
+    with pytest.raises(UserError, match="none of 6 rows fits 20 tokens"):
+        train(base, rows, tmp_path, LORA.model_copy(update={"max_length": 20}))
+
+
+def test_a_loss_that_is_no_number_stops_the_work(tmp_path):
+    """One line, and no checkpoint of broken weights."""
+    broken = tiny.qwen()
+    with torch.no_grad():
+        broken.model.norm.weight.fill_(float("nan"))
+    folder = tiny.save(broken, tmp_path / "base")
+    with pytest.raises(WorkError, match="the loss is nan at step 1") as caught:
+        train(folder, ROWS, tmp_path / "out", FULL)
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "out").glob("checkpoints/*"))
+
+
+def test_models_that_change_their_logits_are_refused():
+    """Our loss reads the head's weight alone."""
+    model = tiny.qwen()
+    sft._check_head(model)
+    plain = model.lm_head.forward
+    model.lm_head.forward = lambda states: torch.tanh(plain(states) / 5) * 5
+    with pytest.raises(UserError, match="changes its logits"):
+        sft._check_head(model)
+
+
+def test_end_is_learnt(base, tmp_path):
+    """A model that has learnt its rows ends them: finish is stop, and the text the answer itself."""
+    row = tiny.row(1)
+    train(
+        base,
+        [row] * 8,
+        tmp_path,
+        FULL.model_copy(update={"epochs": 40, "lr": 1e-2, "checkpoint_steps": 1000}),
+    )
+    (reply,) = generate(load.load(tmp_path / "model"), [Request(messages=row.messages)])
+    assert (reply.text, reply.finish) == (row.answer, "stop")
