@@ -1,0 +1,162 @@
+"""The results as words and rows, in the reader's language: the terminal's table and the page say the same."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+import yaml
+
+from preceptor.core.records import Language
+from preceptor.core.statistics import Estimate
+from preceptor.report.baseline import BAG_OF_WORDS, EXACT
+from preceptor.report.metrics import AGREEMENT, TEACHER, Evaluation
+
+BASE = "base"
+UNKNOWN = "—"
+
+
+@cache
+def _words() -> dict[str, dict[str, str]]:
+    table: dict[str, dict[str, str]] = yaml.safe_load(files(__package__).joinpath("words.yaml").read_text("utf-8"))
+    return table
+
+
+class Words:
+    """The strings of one language."""
+
+    def __init__(self, language: Language) -> None:
+        self.language = language
+
+    def __call__(self, key: str, **values: object) -> str:
+        """The string of that key, filled in."""
+        return _words()[key][self.language].format(**values)
+
+    def model(self, name: str) -> str:
+        """What a model is called; a name that is not ours stays."""
+        return self(name) if f"{name}:note" in _words() else name
+
+    def note(self, name: str) -> str:
+        """A line about a model or column; empty where there is none."""
+        return self(f"{name}:note") if f"{name}:note" in _words() else ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure as text with its interval, and as numbers in [0, 1] for a bar."""
+
+    text: str = UNKNOWN
+    interval: str = ""
+    floor: str = ""
+    bar: Estimate | None = None
+
+
+@dataclass(frozen=True)
+class Line:
+    """A model's line of the table. `cells` are in the order of the summary's columns."""
+
+    name: str
+    label: str
+    note: str
+    cases: int
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The table and the sentence above it."""
+
+    headline: str
+    student: str
+    columns: tuple[str, ...]
+    lines: tuple[Line, ...]
+    limits: tuple[float | None, ...]
+    """What the exact answerer reaches, by column."""
+
+
+def summarise(evaluation: Evaluation, words: Words, student: str = "") -> Summary:
+    """Table and sentence. `student` names the model that the sentence is about; else it is found."""
+    metrics = evaluation.metrics
+    names = _ordered(metrics)
+    about = student or find_student(names)
+    known = {name for row in metrics.values() for name in row}
+    agreement = [name for name in AGREEMENT if name in known]
+    if "top1" in known or not agreement:
+        columns = ("parsed", "top1", "disease_f1", *agreement, "evidence_grounded", "ece")
+    else:
+        columns = ("parsed", *agreement, "evidence_grounded", "ece")
+    lines = tuple(
+        Line(
+            name=name,
+            label=words.model(_role(name, about)),
+            note=words.note(_role(name, about)),
+            cases=metrics[name]["parsed"].n,
+            cells=tuple(_cell(column, metrics[name], words) for column in columns),
+        )
+        for name in names
+    )
+    limit = metrics.get(EXACT, {})
+    return Summary(
+        headline=_headline(metrics.get(about, {}), words.model(_role(about, about)), words) + words("stop"),
+        student=about,
+        columns=columns,
+        lines=lines,
+        limits=tuple(limit[c].value if c in limit and c in ("top1", "disease_f1") else None for c in columns),
+    )
+
+
+def find_student(models: Iterable[str]) -> str:
+    """The model called student; else the last that is neither a baseline nor the base or the teacher."""
+    names = list(models)
+    trained = [name for name in names if name not in (BASE, TEACHER, BAG_OF_WORDS, EXACT)]
+    if "student" in names:
+        return "student"
+    return (trained or [name for name in names if name == BASE] or names or [""])[-1]
+
+
+def _ordered(models: Iterable[str]) -> list[str]:
+    place = {BASE: 0, "student": 2, TEACHER: 3, BAG_OF_WORDS: 4, EXACT: 5}
+    return sorted(models, key=lambda name: place.get(name, 1))
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """A share as a percentage; 100 is exact."""
+    return f"{100 * value:.{digits}f}".removesuffix(".0") + "%"
+
+
+def _cell(column: str, row: dict[str, Estimate], words: Words) -> Cell:
+    figure = row.get(column)
+    if figure is None:
+        return Cell()
+    if column == "ece":
+        floor = words("floor", value=f"{row['ece_floor'].value:.3f}")
+        return Cell(f"{figure.value:.3f}", f"{figure.low:.3f}–{figure.high:.3f}", floor)
+    return Cell(percent(figure.value), _range(figure), bar=figure)
+
+
+def _range(figure: Estimate) -> str:
+    return f"{100 * figure.low:.0f}–{100 * figure.high:.0f}"
+
+
+def _role(name: str, student: str) -> str:
+    """What a model is to the reader: the one that the page is about is the student, whatever its name."""
+    return "student" if name == student and name not in (BASE, TEACHER, BAG_OF_WORDS, EXACT) else name
+
+
+def _headline(row: dict[str, Estimate], label: str, words: Words) -> str:
+    model = f"The {label[0].lower()}{label[1:]}" if words.language == "en" and label else label
+    for metric, key in (("top1", "right"), ("agreement_top1", "agrees")):
+        if figure := row.get(metric):
+            low, high = f"{100 * figure.low:.0f}", percent(figure.high, 0)
+            sentence = words(key, model=model, value=percent(figure.value), n=figure.n, low=low, high=high)
+            break
+    else:
+        return words("unknown" if row else "nothing")
+    if gain := row.get("top1_minus_bag_of_words"):
+        key = "beats" if gain.low > 0 else "loses" if gain.high < 0 else "ties"
+        points = f"{100 * gain.value:+.1f}" if key == "ties" else f"{100 * abs(gain.value):.1f}"
+        sentence += words(key, points=points, low=f"{100 * gain.low:+.1f}", high=f"{100 * gain.high:+.1f}")
+    if reached := row.get("top1_of_exact"):
+        low, high = f"{100 * reached.low:.0f}", percent(reached.high, 0)
+        sentence += words("reaches", share=percent(reached.value, 0), low=low, high=high)
+    return sentence
