@@ -1,0 +1,75 @@
+"""The same for a notebook: load records, grade, evaluate, without a recipe.
+
+from preceptor import api
+cases = api.load_cases("cases.jsonl")
+api.grade(prediction, case)
+api.evaluate(cases, predictions).metrics["student"]["top1"]
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from preceptor.core.errors import UserError
+from preceptor.core.records import Case, Diagnosis, Issue, Prediction, Row, Score
+from preceptor.data.files import json_object, read
+from preceptor.data.healthai import import_row
+from preceptor.report.metrics import Evaluation, Evaluator
+from preceptor.stages.base import read_records
+from preceptor.tasks import diagnosis
+from preceptor.tasks.diagnosis import parse
+
+__all__ = [
+    "Case",
+    "Diagnosis",
+    "Prediction",
+    "Row",
+    "Score",
+    "evaluate",
+    "grade",
+    "load_cases",
+    "load_predictions",
+    "parse",
+]
+
+
+def load_cases(path: str | Path) -> list[Case]:
+    """The cases of a file, as a run leaves them or in the HealthAI layout.
+
+    Raises:
+        UserError: a row makes no case.
+    """
+    path = Path(path)
+    with path.open("rb") as file:
+        first = next((line for line in file if line.strip()), b"{}")
+    if "feature_content" not in json_object(first):
+        return list(read_records(path, Case))
+    cases: list[Case] = []
+    for found in read([path], import_row):
+        if isinstance(found, Issue):
+            raise UserError(f"{found.file}:{found.line}: {found.field}: {found.reason}")
+        cases.append(found)
+    return cases
+
+
+def load_predictions(path: str | Path) -> list[Prediction]:
+    """The predictions of a file, as label and predict leave them."""
+    return list(read_records(Path(path), Prediction))
+
+
+def grade(answer: Prediction | Diagnosis | str, case: Case) -> Score:
+    """What an answer is worth: a prediction, a diagnosis, or a raw reply."""
+    if isinstance(answer, str):
+        answer_read = parse(answer).output
+    elif isinstance(answer, Prediction):
+        answer_read = answer.output if isinstance(answer.output, Diagnosis) else None
+    else:
+        answer_read = answer
+    return diagnosis.grade(answer_read, case)
+
+
+def evaluate(cases: Iterable[Case], predictions: Iterable[Prediction], seed: int = 0) -> Evaluation:
+    """Metrics of each model with intervals, reliability, and failures by cause."""
+    evaluator = Evaluator(cases)
+    for prediction in predictions:
+        evaluator.add(prediction)
+    return evaluator.evaluation(seed)

@@ -1,0 +1,175 @@
+"""The command. What it shows at once is light; what a verb needs is loaded when the verb is used."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer.exceptions import TyperException
+
+from preceptor.app.stages import STAGES
+from preceptor.core.errors import UserError, WorkError
+
+app = typer.Typer(
+    help="Unlabelled clinical cases become a small open model that names diseases and shows the evidence.",
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, such as recipes/quickstart.yaml.")]
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[SECTION]... [KEY=VALUE]...", help="Sections to run; overrides such as label.limit=10."),
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides such as label.limit=10.")
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start over; the old folder is kept under a number.")]
+Runs = Annotated[Path, typer.Option("--runs", help="The folder of all runs.")]
+RUNS = Path("runs")
+INTERRUPTED = 130
+"""The exit code of a command that Ctrl-C ended."""
+
+
+@app.command()
+def run(recipe: RecipePath, words: Words = None, fresh: Fresh = False, runs: Runs = RUNS) -> None:
+    """Run a recipe: all its sections, or those named, in the file's order."""
+    named = [word for word in words or () if "=" not in word]
+    _run(recipe, [word for word in words or () if "=" in word], runs, fresh=fresh, named=named)
+
+
+def _run(
+    path: str,
+    overrides: list[str],
+    runs: Path,
+    *,
+    fresh: bool,
+    named: list[str] | None = None,
+    stage: str = "",
+) -> None:
+    from preceptor.app.console import Show
+    from preceptor.app.recipe import load
+    from preceptor.app.run import run as run_recipe
+
+    recipe = load(path, overrides)
+    names = recipe.of_stage(stage) if stage else named or []
+    run_recipe(recipe, names, runs, Show(), fresh=fresh)
+
+
+def _verb(stage: str) -> Callable[..., None]:
+    def verb(recipe: RecipePath, overrides: Overrides = None, fresh: Fresh = False, runs: Runs = RUNS) -> None:
+        wrong = next((word for word in overrides or () if "=" not in word), None)
+        if wrong:
+            raise UserError(f"override {wrong!r}: write it as key=value; to run sections by name: preceptor run")
+        _run(recipe, overrides or [], runs, fresh=fresh, stage=stage)
+
+    return verb
+
+
+for _stage, _what in STAGES.items():
+    app.command(_stage, help=f"The sections of one stage. {_what}", short_help=_what)(_verb(_stage))
+
+
+@app.command()
+def status(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs; by default all.")] = None,
+    runs: Runs = RUNS,
+) -> None:
+    """What is done, owed, failed and spent."""
+    from preceptor.app.console import Show
+    from preceptor.app.status import tables
+
+    for table in tables(names or [], runs):
+        Show().result(table)
+
+
+@app.command()
+def stats(files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="JSONL files.")]) -> None:
+    """Cases: their length. Answers: reasons, characters, diseases per case."""
+    from preceptor.app.console import Show
+    from preceptor.report.stats import table
+
+    Show().result(table(files))
+
+
+@app.command()
+def diagnose(
+    record: Annotated[str, typer.Argument(help="A patient's record; - reads stdin, @FILE a file.")],
+    model: Annotated[str, typer.Option("--model", help="A run's section, an adapter, a model.")],
+) -> None:
+    """Name the diseases of one record, with confidence and the words that speak for them."""
+    from preceptor.app.console import Show
+    from preceptor.app.diagnose import answer, shown
+
+    text = record
+    try:
+        if record == "-":
+            text = sys.stdin.read()
+        elif record.startswith("@"):
+            text = Path(record[1:]).read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{record}: not UTF-8 text; convert it first") from error
+    show = Show()
+    with show.progress("thinking", None):
+        case, prediction = answer(text, model)
+    show.result(shown(case, prediction))
+
+
+@app.command()
+def teacher(
+    port: Annotated[int, typer.Option("--port", help="Where it listens.")] = 8100,
+    host: Annotated[str, typer.Option("--host", help="The address it binds.")] = "127.0.0.1",
+) -> None:
+    """Serve the textbook as a teacher over an OpenAI-compatible API. Illustrative, not for care."""
+    from preceptor.app.teacher import serve
+
+    serve(host, port)
+
+
+@app.command()
+def doctor(runs: Runs = RUNS) -> None:
+    """What is installed, what is missing for which stage, GPU, disk, hub."""
+    from preceptor.app.console import Show
+    from preceptor.app.doctor import table
+
+    Show().result(table(runs))
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        from preceptor import __version__
+
+        typer.echo(__version__)
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def main() -> None:
+    """The command's entry. Exit codes: 0 done, 1 the work failed, 2 the request was wrong, 130 stopped."""
+    try:
+        code = app(standalone_mode=False)
+    except UserError as error:
+        _end(str(error), 2)
+    except WorkError as error:
+        _end(str(error), 1)
+    except TyperException as error:
+        _end(f"{error.format_message()} (see preceptor --help)", error.exit_code)
+    except BrokenPipeError:
+        sys.stderr.close()  # nobody listens any more
+        sys.exit(1)
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        _end(f"{error.filename}: {error.strerror}; check the path", 2)
+    if code == INTERRUPTED:
+        _end("stopped; the same command goes on from here", INTERRUPTED)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _end(message: str, code: int) -> None:
+    print(f"preceptor: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201  one line, with no library's help
+    sys.exit(code)

@@ -1,0 +1,173 @@
+"""Asking a model about cases: what label and predict share.
+
+Answers stream into one file as they come, so that a kill loses none, and no case is asked about twice.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from preceptor.core.errors import UserError
+from preceptor.core.records import Case, Diagnosis, Failure, FailureKind, Language, Prediction, Sampling
+from preceptor.llm.completer import Completer
+from preceptor.llm.endpoint import Endpoint
+from preceptor.llm.ledger import Ledger
+from preceptor.llm.runner import run as converse
+from preceptor.llm.server import started
+from preceptor.stages.base import (
+    LEDGER,
+    Context,
+    How,
+    Lines,
+    Need,
+    StageConfig,
+    TeacherConfig,
+    read_records,
+    resolve_callable,
+    write_records,
+)
+from preceptor.tasks import prompts
+from preceptor.tasks.strategies import STRATEGIES, Asking, failed
+
+PREDICTIONS = "predictions.jsonl"
+TEACHER = "teacher"
+"""The name that its predictions carry."""
+_ASK_AGAIN = {FailureKind.PROVIDER, FailureKind.TIMEOUT}
+"""Failures of the moment: a resumed run tries them once more."""
+
+
+class AskingConfig(StageConfig):
+    """How models are asked."""
+
+    language: Language = "en"
+    strategy: str = "zero_shot"
+    prompt: str = "zero_shot"
+    """One of the package's, or the path of a text file."""
+    temperature: float = Field(default=0.0, ge=0)
+    max_tokens: int = Field(default=512, gt=0)
+    json_reply: bool = False
+    """Ask the endpoint for a JSON object; not every server can."""
+    concurrency: Annotated[int, How()] = Field(default=16, gt=0)
+    """Requests to an endpoint at once."""
+
+    def own_files(self) -> tuple[Need, ...]:
+        """Prompt and strategy where they are the user's files."""
+        needs = [Need("prompt", paths=(self.prompt,))] if self.prompt.endswith(".txt") else []
+        file = self.strategy.rpartition(":")[0]
+        return (*needs, *([Need("strategy", paths=(file,))] if file else []))
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The file of a section's answers, by model and case."""
+
+    config: AskingConfig
+    context: Context
+    cases: Sequence[Case]
+    given: dict[tuple[str, str], Prediction]
+
+    @classmethod
+    def begun(cls, config: AskingConfig, context: Context, cases: Sequence[Case]) -> "Answers":
+        """With the answers that an earlier start left."""
+        path = context.folder / PREDICTIONS
+        if path.exists():
+            with Lines(path):
+                pass  # what a kill cut short is cut off
+        before = read_records(path, Prediction) if path.exists() else ()
+        kept = (p for p in before if not (p.failure and p.failure.kind in _ASK_AGAIN))
+        return cls(config, context, cases, {(p.model, p.case_id): p for p in kept})
+
+    def owed(self, model: str) -> list[Case]:
+        """The cases that a model has not answered."""
+        return [case for case in self.cases if (model, case.id) not in self.given]
+
+    def ask(self, model: str, completer: Completer, *, confidence: bool, concurrency: int) -> None:
+        """Ask a model what it owes. `model` is the name that its predictions carry."""
+        config, context = self.config, self.context
+        strategy = resolve_callable(config.strategy, STRATEGIES, "strategy")
+        asking = Asking(
+            prompts.load("diagnosis", config.prompt, config.language),
+            model,
+            Sampling(temperature=config.temperature, max_tokens=config.max_tokens),
+            json_reply=config.json_reply,
+            confidence=confidence,
+        )
+        owed = {case.id: case for case in self.owed(model)}
+        failures = sum(1 for p in self.given.values() if p.model == model and p.failure)
+        with (
+            Ledger(context.runs / LEDGER, f"{context.recipe}/{context.section}") as ledger,
+            Lines(context.folder / PREDICTIONS) as lines,
+            context.progress(f"{context.section}: {model}", len(self.cases)) as tick,
+        ):
+            tick(len(self.cases) - len(owed))
+
+            def keep(identity: str, result: Prediction | Failure) -> None:
+                nonlocal failures
+                case = owed[identity]
+                prediction = failed(case, asking, result) if isinstance(result, Failure) else result
+                lines.write(prediction)
+                self.given[model, identity] = prediction
+                failures += prediction.failure is not None
+                tick(1, f"{failures} failed" if failures else "")
+
+            conversations = {identity: strategy(case, asking) for identity, case in owed.items()}
+            asyncio.run(_drive(conversations, completer, ledger, concurrency, keep))
+
+    def finish(self, models: Iterable[str]) -> dict[str, Any]:
+        """Write the answers in the order of models and cases; returns what became of them, by model."""
+        order = {model: [(model, case.id) for case in self.cases] for model in models}
+        path = self.context.folder / PREDICTIONS
+        write_records(path, (self.given[key] for keys in order.values() for key in keys))
+        return {model: _account([self.given[key] for key in keys]) for model, keys in order.items()}
+
+
+async def _drive(conversations: Any, completer: Completer, ledger: Ledger, concurrency: int, keep: Any) -> None:
+    try:
+        await converse(conversations, completer, ledger, concurrency, keep)
+    finally:
+        await completer.close()
+
+
+@contextmanager
+def teacher(config: TeacherConfig, context: Context) -> Iterator[Completer]:
+    """The teacher's endpoint, started if it is ours to start."""
+    log = context.folder / "server.log"
+    if config.endpoint.start:
+        with context.progress(f"starting {config.endpoint.name}", None):
+            server = started(config.endpoint, config.model, log)
+            url = server.__enter__()
+        try:
+            yield Endpoint(config.endpoint, config.model, url)
+        finally:
+            server.__exit__(None, None, None)
+    else:
+        yield Endpoint(config.endpoint, config.model)
+
+
+def _account(predictions: Sequence[Prediction]) -> Mapping[str, Any]:
+    outputs = [p.output for p in predictions if isinstance(p.output, Diagnosis)]
+    failures = Counter(p.failure.kind.value for p in predictions if p.failure)
+    return {
+        "cases": len(predictions),
+        "answered": len(outputs),
+        "abstained": sum(output.abstained for output in outputs),
+        "repaired": sum(p.repaired for p in predictions),
+        "failed": failures.total(),
+        "failures": dict(failures),
+        "prompt_tokens": sum(p.usage.prompt_tokens for p in predictions),
+        "completion_tokens": sum(p.usage.completion_tokens for p in predictions),
+    }
+
+
+def cases_of(path: Path, limit: int | None) -> list[Case]:
+    """The cases to ask about."""
+    cases = list(read_records(path, Case, limit))
+    if not cases:
+        raise UserError(f"{path}: no cases here; mend the section that leaves it")
+    return cases

@@ -1,0 +1,34 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+from preceptor.app import cli
+from preceptor.app.stages import STAGES
+from tests.app import toy
+
+
+@pytest.fixture
+def toys(monkeypatch, tmp_path):
+    """The toy stages beside ours, in an empty folder with the toy recipe."""
+    for name in toy.TOYS:
+        monkeypatch.setitem(STAGES, name, "a toy")
+        monkeypatch.delitem(sys.modules, f"preceptor.stages.{name}", raising=False)
+    toy.register()
+    monkeypatch.chdir(tmp_path)
+    Path("toy.yaml").write_text(toy.RECIPE)
+    return tmp_path
+
+
+@pytest.fixture
+def command(toys, monkeypatch, capsys):
+    """The command in this process: its exit code, stdout and stderr."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["preceptor", *words])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        shown = capsys.readouterr()
+        return end.value.code, shown.out, shown.err
+
+    return run

@@ -1,0 +1,81 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from preceptor.core.records import Case, Diagnosis, Failure, FailureKind, Prediction
+
+
+def test_help_and_version(command):
+    code, out, _ = command("--help")
+    assert code == 0
+    assert all(verb in out for verb in ("run", "label", "evaluate", "status", "doctor", "diagnose"))
+    assert command()[:2] == (0, out)
+    assert command("--version")[1].strip()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "expected"),
+    [
+        (["nope"], 2, "No such command 'nope'."),
+        (["run"], 2, "Missing argument 'RECIPE'."),
+        (["run", "none.yaml"], 2, "none.yaml: no such recipe; did you mean 'toy.yaml'?"),
+        (["run", "toy.yaml", "--frsh"], 2, "No such option"),
+        (["label", "toy.yaml"], 2, "no section of the stage 'label'"),
+        (["label", "toy.yaml", "numbers"], 2, "override 'numbers': write it as key=value"),
+        (["status"], 2, "no runs here"),
+        (["stats", "none.jsonl"], 2, "none.jsonl: no such file"),
+        (["diagnose", "@none.txt", "--model", "x"], 2, "none.txt: No such file or directory; check the path"),
+        (["diagnose", "  ", "--model", "x"], 2, "the record is empty"),
+    ],
+)
+def test_mistakes_are_one_line_with_a_code(command, words, code, expected):
+    found, out, err = command(*words)
+    assert (found, out) == (code, "")
+    assert expected in err
+    assert len(err.splitlines()) == 1
+
+
+def test_status_tells_done_and_failed(command):
+    command("run", "toy.yaml", "double.fail=bug")
+    code, out, _ = command("status")
+    assert code == 0
+    assert out.index("numbers") < out.index("double")
+    assert "done in" in out
+    assert "ZeroDivisionError" in out
+    code, _, err = command("status", "toi")
+    assert (code, "did you mean 'toy'?" in err) == (2, True)
+
+
+def test_stats_understands_our_records_and_the_competitions(command):
+    case = Case(id="1", text="cough", language="en", source="s", group="g", gold=Diagnosis(diseases=("cold",)))
+    answers = [
+        Prediction(
+            case_id="1",
+            model="m",
+            prompt_sha="",
+            text="{}",
+            output=Diagnosis(diseases=("a", "b"), reason=("c",)),
+        ),
+        Prediction(case_id="2", model="m", prompt_sha="", failure=Failure(kind=FailureKind.EMPTY)),
+    ]
+    Path("cases.jsonl").write_text(case.model_dump_json() + "\nbad\n")
+    Path("answers.jsonl").write_text("".join(a.model_dump_json() + "\n" for a in answers))
+    Path("healthai.jsonl").write_text(
+        json.dumps({"id": 1, "feature_content": "主诉: 咳嗽", "diseases": "感冒|肺炎", "reason": "1. 咳嗽；2. 发热"})
+    )
+    code, out, _ = command("stats", "cases.jsonl", "answers.jsonl", "healthai.jsonl")
+    table = {line.split("  ")[0].strip(): line.split()[-3:] for line in out.splitlines() if line.strip()}
+    assert code == 0
+    assert table["rows"] == ["2", "2", "1"]
+    assert table["not understood"] == ["1", "0", "0"]
+    assert table["cases"] == ["1", "0", "1"]
+    assert table["diseases an answer"] == ["1.00", "2.00", "2.00"]
+    assert table["failed or unread"] == ["0", "1", "0"]
+
+
+def test_doctor_answers_without_a_network(command, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code, out, _ = command("doctor")
+    assert code == 0
+    assert "HF_HUB_OFFLINE is set" in " ".join(out.split())

@@ -1,0 +1,35 @@
+"""A student from nothing to its predictions, with a model of a few thousand weights."""
+
+import json
+from pathlib import Path
+
+from preceptor import api
+from preceptor.core.records import Message, Prediction, Row
+from preceptor.stages.base import write_records
+
+RECIPE = """
+seed: 1
+student: lessons
+lessons: {rows: 30, vocabulary: 512, hidden: 32, layers: 1}
+prepare: {source: textbook, style: short, train: 1, validation: 0, test: 2}
+sft: {method: full, epochs: 1, batch_size: 4, lr: 1e-3, from: ./own}
+predict: {models: [base, student], max_tokens: 6}
+"""
+
+
+def test_a_student_learns_and_predicts(command):
+    Path("r.yaml").write_text(RECIPE)
+    turn = Message(role="user", content="<record>\ncough\n</record>")
+    rows = [Row(id=str(n), messages=(turn,), answer="cold", case_id="c") for n in range(8)]
+    Path("own").mkdir()
+    write_records(Path("own/rows.jsonl"), rows)
+    code, out, err = command("run", "r.yaml")
+    assert code == 0, err
+    assert "sft: 8 rows learned" in out
+    source = json.loads(Path("runs/r/sft/config.json").read_text())["inputs"]["student"][0]["path"]
+    assert source == "runs/r/lessons/model"
+    predictions = api.load_predictions("runs/r/predict/predictions.jsonl")
+    assert [p.model for p in predictions] == ["base", "base", "student", "student"]
+    assert all(isinstance(p, Prediction) and p.usage.completion_tokens for p in predictions)
+    code, out, _ = command("diagnose", "Cough for three days.", "--model", "runs/r/sft")
+    assert (code, bool(out.strip())) == (0, True)
