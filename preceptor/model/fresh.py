@@ -58,6 +58,7 @@ def fresh(texts: Iterable[str], out: Path, *, vocabulary: int, hidden: int, laye
         head_dim=32,
         max_position_embeddings=2048,
         rope_theta=10000.0,
+        initializer_range=hidden**-0.5,
         tie_word_embeddings=True,
         eos_token_id=words.eos_token_id,
         pad_token_id=words.pad_token_id,

@@ -16,6 +16,7 @@ class Config(StageConfig, SftConfig):
     student: str
     """A section that leaves a model, `mini`, `smollm2`, a folder, or a name on the hub."""
     gradient_checkpointing: Annotated[bool, How()] = False
+    compile: Annotated[bool, How()] = False
     checkpoint_steps: Annotated[int, How()] = Field(default=200, gt=0)
 
     def needs(self) -> tuple[Need, ...]:

@@ -31,5 +31,7 @@ class SftConfig(BaseModel):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them: less memory, a third more time."""
+    compile: bool = False
+    """Compile the model first: takes a minute or two and a C++ compiler, and pays in runs much longer than that."""
     checkpoint_steps: int = Field(default=200, gt=0)
     seed: int = 0

@@ -61,6 +61,8 @@ def train(
     model = _student(folder, config, compute)
     with_loss = _language_model(model)
     _check_head(with_loss)
+    if config.compile:
+        with_loss.base_model.compile(dynamic=True)
     with_loss.forward = MethodType(_loss, with_loss)  # inside the model's own call, as several GPUs need it
     trainer = _Trainer(
         model=model,
