@@ -11,7 +11,7 @@ from pathlib import Path
 
 from preceptor.core.errors import UserError
 from preceptor.core.records import Case, Diagnosis, Issue, Prediction, Row, Score
-from preceptor.data.files import json_object, read
+from preceptor.data.files import BadRow, json_object, read
 from preceptor.data.healthai import import_row
 from preceptor.report.metrics import Evaluation, Evaluator
 from preceptor.stages.base import read_records
@@ -41,12 +41,16 @@ def load_cases(path: str | Path) -> list[Case]:
     path = Path(path)
     with path.open("rb") as file:
         first = next((line for line in file if line.strip()), b"{}")
-    if "feature_content" not in json_object(first):
+    try:
+        ours = "feature_content" not in json_object(first)
+    except BadRow as error:
+        raise UserError(f"{path}: the first row is no case: {error}") from error
+    if ours:
         return list(read_records(path, Case))
     cases: list[Case] = []
     for found in read([path], import_row):
         if isinstance(found, Issue):
-            raise UserError(f"{found.file}:{found.line}: {found.field}: {found.reason}")
+            raise UserError(f"{found.file}:{found.line}: {found.problem}")
         cases.append(found)
     return cases
 

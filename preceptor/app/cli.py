@@ -109,8 +109,10 @@ def diagnose(
             text = sys.stdin.read()
         elif record.startswith("@"):
             text = Path(record[1:]).read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{record}: not UTF-8 text; convert it first") from error
+        text.encode()  # an argument that is not UTF-8 comes as halves of characters
+    except UnicodeError as error:
+        what = record if record.startswith("@") else "the record"
+        raise UserError(f"{what}: not UTF-8 text; convert it first") from error
     show = Show()
     with show.progress("thinking", None):
         case, prediction = answer(text, model)
@@ -119,7 +121,7 @@ def diagnose(
 
 @app.command()
 def teacher(
-    port: Annotated[int, typer.Option("--port", help="Where it listens.")] = 8100,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Where it listens.")] = 8100,
     host: Annotated[str, typer.Option("--host", help="The address it binds.")] = "127.0.0.1",
 ) -> None:
     """Serve the textbook as a teacher over an OpenAI-compatible API. Illustrative, not for care."""
@@ -163,7 +165,7 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()  # nobody listens any more
         sys.exit(1)
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+    except OSError as error:
         _end(f"{error.filename}: {error.strerror}; check the path", 2)
     if code == INTERRUPTED:
         _end("stopped; the same command goes on from here", INTERRUPTED)

@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from preceptor.core.errors import UserError
+from preceptor.core.errors import UserError, WorkError
 from preceptor.core.records import Case, Diagnosis, Polarity, Prediction, Sampling
 from preceptor.data.healthai import language_of
 from preceptor.tasks import prompts
@@ -24,6 +24,7 @@ def answer(text: str, model: str) -> tuple[Case, Prediction]:
     """
     if not text.strip():
         raise UserError("the record is empty; give its text, - for stdin, or @FILE")
+    from preceptor.llm.completer import ProviderError
     from preceptor.llm.local import Local
     from preceptor.model.load import load
     from preceptor.model.resolve import digest
@@ -33,7 +34,10 @@ def answer(text: str, model: str) -> tuple[Case, Prediction]:
     asking = Asking(prompts.load("diagnosis", "zero_shot", case.language), model, Sampling(), confidence=True)
     conversation = zero_shot(case, asking)
     completer = Local(loaded, digest(loaded.folder))
-    reply = asyncio.run(completer.complete(next(conversation)))
+    try:
+        reply = asyncio.run(completer.complete(next(conversation)))
+    except ProviderError as error:
+        raise WorkError(f"{model} gives no answer: {error.detail}") from error
     try:
         conversation.send(reply)
     except StopIteration as end:

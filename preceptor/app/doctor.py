@@ -20,7 +20,6 @@ _NEEDS = {
             "fastapi",
             "httpx2",
             "json_repair",
-            "matplotlib",
             "omegaconf",
             "pydantic",
             "rapidfuzz",
@@ -89,7 +88,7 @@ def _hub() -> tuple[bool, str]:
         return False, "HF_HUB_OFFLINE is set: only folders and what was fetched before"
     try:
         httpx2.head(hub, timeout=_TIMEOUT)
-    except httpx2.HTTPError as error:
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         return (
             False,
             f"{hub} can't be reached ({type(error).__name__}); name folders, or set HF_ENDPOINT to a mirror",

@@ -4,6 +4,7 @@ Every mistake in it is one line: the file, the key, and the nearest thing that w
 """
 
 import importlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ from preceptor.app.stages import STAGES
 from preceptor.core.errors import UserError
 from preceptor.core.records import Language
 from preceptor.stages.base import Need, Stage, StageConfig, TeacherConfig, nearest
+
+_SECTION = re.compile(r"\w[\w-]*")
+"""It is a folder's name, and the first part of a dotted key."""
 
 
 class Head(BaseModel):
@@ -207,7 +211,7 @@ def _apply(path: str, raw: DictConfig, overrides: Sequence[str]) -> dict[str, An
 
 def _section(path: str, name: str, values: Any, head: Mapping[str, Any]) -> Section:
     stage_name = max((s for s in STAGES if name == s or name.startswith(f"{s}_")), key=len, default=None)
-    if stage_name is None:
+    if stage_name is None or not _SECTION.fullmatch(name):
         known = [*Head.model_fields, *STAGES]
         how = "a section is called <stage> or <stage>_<name>"
         raise UserError(f"{path}: unknown key {name!r}{nearest(name, known)} ({how})")
@@ -237,8 +241,12 @@ def _check(path: str, section: str, model: type[Any], values: Mapping[str, Any])
             problem = f"unknown key{nearest(str(first['loc'][-1]), known)}"
         elif first["type"] == "missing":
             problem = "missing; add it to the section, or to the top of the recipe"
+        elif first["type"] == "value_error":  # our own words; what was given may hold a key
+            problem = first["msg"].removeprefix("Value error, ")
+        elif first["type"] == "tuple_type":
+            problem = f"write a list, such as [a, b] (got {first['input']!r})"
         else:
-            problem = f"{first['msg'].removeprefix('Value error, ')} (got {first['input']!r})"
+            problem = f"{first['msg']} (got {first['input']!r})"
         raise UserError(f"{path}: {at}: {problem}") from error
 
 

@@ -16,7 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -55,7 +55,7 @@ def _run_section(recipe: Recipe, section: Section, runs: Path, show: Show, *, fr
     wanted = _Request.of(recipe, section, found)
     decision = "starts over: --fresh" if fresh else _decide(folder, wanted, grows=section.stage.grows)
     if decision == _SKIP:
-        seconds = json.loads((folder / "done.json").read_text())["seconds"]
+        seconds = (read_json(folder / "done.json", "seconds") or {})["seconds"]
         show.line(f"{section.name}: done already, in {_duration(seconds)} ({folder})")
         return
     if decision.startswith(_OVER):
@@ -98,7 +98,8 @@ class _Request:
         result |= {f"inputs.{name}": [s["sha256"] for s in given] for name, given in sources.items()}
         limits: dict[str, int | None] = {}
         for path in (path for paths in found.values() for path in paths):
-            limits |= (_read_json(path.parent / "config.json") or {}).get("limits", {})
+            with suppress(UserError):  # beside a file from elsewhere it may hold anything
+                limits |= (read_json(path.parent / "config.json", "limits") or {"limits": {}})["limits"]
         limits[section.name] = section.config.limit
         code = _code()
         about = {
@@ -131,7 +132,8 @@ class _Request:
         }
 
 
-_SKIP, _OVER = "done", "starts over"
+_SKIP, _START, _OVER = "done", "starts", "starts over"
+_NOT_WORK = {"config.json", "code.diff", "log.txt", "server.log"}
 
 
 def _decide(folder: Path, wanted: _Request, *, grows: bool) -> str:
@@ -140,9 +142,9 @@ def _decide(folder: Path, wanted: _Request, *, grows: bool) -> str:
     Raises:
         UserError: what lies there was made from another request.
     """
-    old = _read_json(folder / "config.json")
+    old = read_json(folder / "config.json", "result", "limits")
     if old is None:
-        return "starts"
+        return _START
     before: _Json = old["result"]
     absent = object()
     differ = sorted(
@@ -158,6 +160,8 @@ def _decide(folder: Path, wanted: _Request, *, grows: bool) -> str:
     ]
     if own < 0:
         changes.append(_change("limit", old["limits"][folder.name], wanted.limits[folder.name]))
+    if changes and not _holds_work(folder):
+        return _START
     if changes:
         raise UserError(
             f"{folder} was made from another request: {'; '.join(changes)}. Undo the change, give the recipe "
@@ -166,6 +170,12 @@ def _decide(folder: Path, wanted: _Request, *, grows: bool) -> str:
     if more:
         return f"goes on with more cases ({folder})" if grows else f"{_OVER}: there are more cases"
     return _SKIP if (folder / "done.json").exists() else f"goes on where it was ({folder})"
+
+
+def _holds_work(folder: Path) -> bool:
+    """Whether an earlier start got as far as to make anything; a request that failed before binds nobody."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
+    return any(str(path.relative_to(folder)) not in _NOT_WORK for path in files)
 
 
 def _steps(old: Mapping[str, int | None], new: Mapping[str, int | None], sections: Iterable[str]) -> int:
@@ -264,8 +274,9 @@ def _told_in_one_line(runs: Path) -> Iterator[None]:
             raise WorkError(
                 f"{where}: the disk is full; free some space and run it again: it goes on where it was"
             ) from error
-        if isinstance(error, (PermissionError, NotADirectoryError, FileExistsError)):
-            raise UserError(f"{error.filename}: can't be written; choose another folder with --runs") from error
+        if isinstance(error, OSError) and error.filename:
+            way = "check the path, or choose another folder with --runs"
+            raise UserError(f"{error.filename}: {error.strerror}; {way}") from error
         raise
 
 
@@ -302,14 +313,21 @@ def _plain(value: Any) -> Any:
     return value.item()  # NumPy's numbers
 
 
-def _read_json(path: Path) -> _Json | None:
+def read_json(path: Path, *keys: str) -> _Json | None:
+    """What a run wrote down there, with these keys at least; None where there is nothing.
+
+    Raises:
+        UserError: it is damaged, or not a run's.
+    """
     try:
-        loaded: _Json = json.loads(path.read_text("utf-8"))
+        loaded: Any = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         return None
     except ValueError as error:
         raise UserError(f"{path}: damaged ({error}); start over with --fresh") from error
-    return loaded
+    if not isinstance(loaded, dict) or not loaded.keys() >= set(keys):
+        raise UserError(f"{path}: damaged, or no run's ({', '.join(keys)} missing); start over with --fresh")
+    return dict(loaded)
 
 
 def _duration(seconds: float) -> str:

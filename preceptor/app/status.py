@@ -1,7 +1,6 @@
 """How runs stand: what is done, owed and failed by section, and what all of it spent."""
 
 import fcntl
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from preceptor.app.run import read_json
 from preceptor.core.errors import UserError
 from preceptor.llm.ledger import Ledger
 from preceptor.stages.base import LEDGER, nearest
@@ -38,16 +38,25 @@ def _table(folder: Path) -> Table:
     shown = Table(title=folder.name, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for column in ("section", "state", "what came of it"):
         shown.add_column(column)
-    sections = [path.parent for path in folder.glob("*/config.json")]
-    for section in sorted(sections, key=lambda s: (_json(s / "config.json")["started"], s.name)):
-        shown.add_row(section.name, *map(Text, _state(section)))
+    rows = [(*_begun(path.parent), path.parent.name) for path in folder.glob("*/config.json")]
+    for _, state, told, section in sorted(rows, key=lambda row: (row[0], row[-1])):
+        shown.add_row(section, Text(state), Text(told))
     return shown
+
+
+def _begun(section: Path) -> tuple[str, str, str]:
+    """When a section was begun, and how it stands; one that can't be read hides no other."""
+    try:
+        config = read_json(section / "config.json", "started") or {}
+        return (str(config["started"]), *_state(section))
+    except UserError as error:
+        return "", "damaged", str(error)
 
 
 def _state(section: Path) -> tuple[str, str]:
     if (section / "done.json").exists():
-        done = _json(section / "done.json")
-        return f"done in {done['seconds']:.0f} s", _brief(_json(section / "metrics.json"))
+        done = read_json(section / "done.json", "seconds") or {}
+        return f"done in {done['seconds']:.0f} s", _brief(read_json(section / "metrics.json") or {})
     state = "running" if _is_locked(section) else "not done"
     rows = section / "predictions.jsonl"
     so_far = f"{len(rows.read_bytes().splitlines())} answers so far. " if rows.exists() else ""
@@ -94,8 +103,3 @@ def _spent(runs: Path, names: Sequence[str]) -> Table:
                 tokens = (account.tokens_in, account.tokens_out)
                 shown.add_row(section, *map(str, numbers), failures, *(f"{n:,}" for n in tokens))
     return shown
-
-
-def _json(path: Path) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    return loaded

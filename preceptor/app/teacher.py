@@ -6,6 +6,7 @@ language of the record. Illustrative, not for care.
 
 import hashlib
 import re
+import socket
 import time
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from preceptor.clinical.textbook.exact import exact
+from preceptor.core.errors import UserError
 from preceptor.core.records import Language, Message
 from preceptor.tasks import prompts
 from preceptor.tasks.diagnosis import canonical
@@ -95,7 +97,7 @@ async def chat_completions(asked: _Asked) -> dict[str, Any]:
     prompt_tokens = sum(len(_tokens(str(message.get("content")))) for message in asked.messages)
     completion_tokens = sum(len(_tokens(choice["message"]["content"])) for choice in choices)
     return {
-        "id": "chatcmpl-" + hashlib.sha256(asked.model_dump_json().encode()).hexdigest()[:24],
+        "id": "chatcmpl-" + hashlib.sha256(repr(asked).encode()).hexdigest()[:24],
         "object": "chat.completion",
         "created": int(time.time()),
         "model": MODEL,
@@ -112,7 +114,7 @@ def _record(asked: _Asked) -> str:
     """The record that the messages show, once they are known to ask for a diagnosis of it."""
     try:
         messages = [Message(role=m["role"], content=_content(m["content"])) for m in asked.messages]
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise _BadRequestError("messages: each needs a role (system, user, assistant) and a text content") from error
     act, record = prompts.act_in(messages), prompts.record_in(messages)
     if act is None:
@@ -132,9 +134,10 @@ def _record(asked: _Asked) -> str:
 
 def _content(content: Any) -> str:
     if isinstance(content, list):
-        return "".join(part["text"] for part in content)
+        content = "".join(part["text"] for part in content)
     if not isinstance(content, str):
-        raise ValueError("a message without text")  # noqa: TRY004  one error for the caller
+        raise TypeError("a message without text")
+    content.encode()  # half of a surrogate pair is no text
     return content
 
 
@@ -170,6 +173,17 @@ def _tokens(text: str) -> list[str]:
 
 
 def serve(host: str, port: int) -> None:
-    """Serves until it is stopped."""
+    """Serves until it is stopped.
+
+    Raises:
+        UserError: it can't listen there.
+    """
     exact()
-    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False)
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listening = socket.create_server((host, port), family=family)
+    except OSError as error:
+        why = str(error.strerror).partition(" (")[0]
+        raise UserError(f"{host}:{port} can't be listened at ({why}); choose another --port or --host") from error
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
+    server.run(sockets=[listening])

@@ -13,7 +13,6 @@ from functools import lru_cache
 from typing import Literal, Protocol
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from preceptor.core import text
 
@@ -183,6 +182,8 @@ class Namer:
         """The most pairs of equal names, each name in one pair at most, as indices into both lists."""
         if not predicted or not gold:
             return []
+        from scipy.optimize import linear_sum_assignment
+
         equal = np.array([[self._equal(one, other, level) for other in gold] for one in predicted])
         rows, columns = linear_sum_assignment(equal, maximize=True)
         return [(int(i), int(j)) for i, j in zip(rows, columns, strict=True) if equal[i, j]]

@@ -228,3 +228,8 @@ class Issue(Record):
     field: str = ""
     reason: str
     action: Literal["dropped", "kept", "changed"]
+
+    @property
+    def problem(self) -> str:
+        """The field, where there is one, and the reason."""
+        return f"{self.field}: {self.reason}" if self.field else self.reason

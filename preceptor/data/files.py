@@ -79,9 +79,16 @@ def json_object(line: bytes) -> Mapping[str, Any]:
     return row
 
 
-def _checked(case: Case) -> Case:
+def _checked(case: Any) -> Case:
+    """What an importer gave, once it is a case with a text that can be written and read again."""
+    if not isinstance(case, Case):
+        raise BadRow("", f"the importer gave {type(case).__name__}, not a Case")
     if not case.text.strip():
         raise BadRow("text", "it is empty")
     if len(case.text) > LONGEST:
         raise BadRow("text", f"{len(case.text)} characters; a record has at most {LONGEST}")
+    try:
+        Case.model_validate_json(case.model_dump_json())
+    except ValueError as error:  # nested too deeply; values that JSON has no words for
+        raise BadRow("", f"it can't be kept as JSON ({error})"[:200]) from error
     return case

@@ -40,6 +40,8 @@ _THINKING = re.compile(
     r"|\s*<think>(?P<open>.*)",
     re.DOTALL,
 )
+_VARIABLE = re.compile(r"[A-Za-z_]\w*")
+_MOST_TOKENS = 1 << 40
 _RETRYABLE = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 
 
@@ -81,11 +83,19 @@ class EndpointConfig(BaseModel):
             raise ValueError("an endpoint needs either `url` or `start`")
         if self.url is not None:
             parts = urlsplit(self.url)
-            if parts.scheme not in ("http", "https") or not parts.hostname:
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
                 raise ValueError(f"url {self.url!r}: write it as http://host:port/v1")
             if parts.username or parts.password or parts.query:
                 raise ValueError("url: leave the key out, and name its environment variable in `key_env`")
-        default = urlsplit(self.url).hostname if self.url else shlex.split(self.start or "")[0]
+        words = shlex.split(self.start or "")
+        if self.url is None and not words:
+            raise ValueError("start: it is empty; write the command that serves the API")
+        if self.key_env is not None and not _VARIABLE.fullmatch(self.key_env):
+            raise ValueError("key_env: write the name of the environment variable, not the key")
+        key = os.environ.get(self.key_env or "", "").strip()
+        if len(key) >= _SHORTEST_KEY and key in f"{self.start} {self.url} {self.extra}":
+            raise ValueError(f"leave the key out: `key_env: {self.key_env}` sends it, and a run writes down the rest")
+        default = urlsplit(self.url).hostname if self.url else words[0]
         if not self.name:
             object.__setattr__(self, "name", Path(str(default)).name.strip("{}"))
         return self
@@ -286,7 +296,6 @@ def _parse(data: Any, request: Request) -> Reply:
         raise ProviderError(FailureKind.EMPTY, "the reply has no choice", retryable=True)
     choice = data["choices"][0]
     message, finish = choice["message"], choice.get("finish_reason")
-    usage = data.get("usage") or {}
     text = _clean(message.get("content") or "")
     thinking = _clean(message.get("reasoning_content") or message.get("reasoning") or "")
     said = text
@@ -302,12 +311,20 @@ def _parse(data: Any, request: Request) -> Reply:
         thinking=thinking,
         finish=finish if finish in ("length", "refusal") else "stop",
         model=str(data.get("model") or ""),
-        usage=Usage(
-            prompt_tokens=int(usage.get("prompt_tokens") or 0),
-            completion_tokens=int(usage.get("completion_tokens") or 0),
-        ),
+        usage=_usage(data.get("usage")),
         tokens=_tokens(choice.get("logprobs"), said, text) if wanted else (),
     )
+
+
+def _usage(given: Any) -> Usage:
+    """The tokens that a server counted; nonsense in their place costs no reply."""
+    counts = given if isinstance(given, dict) else {}
+    sane = {
+        name: count
+        for name in Usage.model_fields
+        if isinstance(count := counts.get(name), int) and 0 <= count <= _MOST_TOKENS
+    }
+    return Usage(**sane)
 
 
 def _tokens(logprobs: Any, said: str, text: str) -> tuple[Token, ...]:

@@ -89,7 +89,9 @@ def load_adapter(model: PreTrainedModel, base: Path, adapter: Path, *, trainable
     if not (adapter / "adapter_config.json").is_file():
         raise UserError(f"{adapter}: no adapter here (adapter_config.json is missing)")
     known = adapter / BASE_FILE
-    if known.is_file() and json.loads(known.read_text())["digest"] != digest(base):
+    with _one_line(known):
+        other = known.is_file() and json.loads(known.read_text())["digest"] != digest(base)
+    if other:
         raise UserError(f"{adapter}: trained on another base than {base} (its weights differ)")
     with _one_line(adapter):
         try:
@@ -103,7 +105,7 @@ def base_of(adapter: Path) -> Path:
     config = adapter / "adapter_config.json"
     try:
         name = json.loads(config.read_text())["base_model_name_or_path"]
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{config}: doesn't name the base model") from error
     try:
         return resolve(name)

@@ -7,16 +7,16 @@ training; one near the exact answerer has no more to learn from its cases.
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.multiclass import OneVsRestClassifier
-from sklearn.pipeline import Pipeline, make_pipeline
 
 from preceptor.core.records import Case, Diagnosis, Prediction, Row
 from preceptor.tasks.diagnosis import parse
 from preceptor.tasks.prompts import record_in
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
 
 BAG_OF_WORDS = "bag_of_words"
 EXACT = "exact"
@@ -41,6 +41,11 @@ class BagOfWords:
         self.classes = tuple(name for name, _ in counts.most_common(MOST_CLASSES))
         if not texts:
             return
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.multiclass import OneVsRestClassifier
+        from sklearn.pipeline import make_pipeline
+
         number = {name: i for i, name in enumerate(self.classes)}
         truth = np.zeros((len(texts), len(self.classes)), dtype=np.int8)
         for row, names in enumerate(labels):

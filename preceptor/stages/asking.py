@@ -5,7 +5,7 @@ Answers stream into one file as they come, so that a kill loses none, and no cas
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from preceptor.core.errors import UserError
-from preceptor.core.records import Case, Diagnosis, Failure, FailureKind, Language, Prediction, Sampling
+from preceptor.core.errors import UserError, WorkError
+from preceptor.core.records import Case, Diagnosis, Failure, FailureKind, Language, Prediction, Request, Sampling
 from preceptor.llm.completer import Completer
 from preceptor.llm.endpoint import Endpoint
 from preceptor.llm.ledger import Ledger
@@ -33,7 +33,7 @@ from preceptor.stages.base import (
     write_records,
 )
 from preceptor.tasks import prompts
-from preceptor.tasks.strategies import STRATEGIES, Asking, failed
+from preceptor.tasks.strategies import STRATEGIES, Asking, Conversation, Strategy, failed
 
 PREDICTIONS = "predictions.jsonl"
 TEACHER = "teacher"
@@ -49,7 +49,7 @@ class AskingConfig(StageConfig):
     strategy: str = "zero_shot"
     prompt: str = "zero_shot"
     """One of the package's, or the path of a text file."""
-    temperature: float = Field(default=0.0, ge=0)
+    temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     max_tokens: int = Field(default=512, gt=0)
     json_reply: bool = False
     """Ask the endpoint for a JSON object; not every server can."""
@@ -116,8 +116,15 @@ class Answers:
                 failures += prediction.failure is not None
                 tick(1, f"{failures} failed" if failures else "")
 
-            conversations = {identity: strategy(case, asking) for identity, case in owed.items()}
+            conversations = {
+                identity: _conversation(strategy, config.strategy, case, asking) for identity, case in owed.items()
+            }
             asyncio.run(_drive(conversations, completer, ledger, concurrency, keep))
+        answers = [prediction for (name, _), prediction in self.given.items() if name == model]
+        broken = [p.failure.detail for p in answers if p.failure and p.failure.kind in _ASK_AGAIN]
+        if owed and len(broken) == len(answers):
+            reason = f"{completer.name} answered none of {len(broken)} cases, the last one: {broken[-1]}"
+            raise WorkError(f"{context.section}: {reason}; mend that and run it again")
 
     def finish(self, models: Iterable[str]) -> dict[str, Any]:
         """Write the answers in the order of models and cases; returns what became of them, by model."""
@@ -125,6 +132,30 @@ class Answers:
         path = self.context.folder / PREDICTIONS
         write_records(path, (self.given[key] for keys in order.values() for key in keys))
         return {model: _account([self.given[key] for key in keys]) for model, keys in order.items()}
+
+
+def _conversation(strategy: Strategy, name: str, case: Case, asking: Asking) -> Conversation:
+    """The conversation of a strategy that may be the user's own, held to what every strategy must do."""
+    conversation = strategy(case, asking)
+    try:
+        if not isinstance(conversation, Generator):
+            raise _not_a_strategy(name, f"it gives {type(conversation).__name__}, not a generator")
+        request = next(conversation)
+        while True:
+            if not isinstance(request, Request):
+                raise _not_a_strategy(name, f"it yields {type(request).__name__}, not a Request")
+            request = conversation.send((yield request))
+    except StopIteration as end:
+        result = end.value
+    if not isinstance(result, Prediction):
+        raise _not_a_strategy(name, f"it returns {type(result).__name__}, not a Prediction")
+    if (result.case_id, result.model) != (case.id, asking.model):
+        raise _not_a_strategy(name, f"asked about {case.id!r}, its prediction is about {result.case_id!r}")
+    return result
+
+
+def _not_a_strategy(name: str, why: str) -> UserError:
+    return UserError(f"strategy {name!r}: {why}; preceptor/tasks/strategies.py shows one")
 
 
 async def _drive(conversations: Any, completer: Completer, ledger: Ledger, concurrency: int, keep: Any) -> None:

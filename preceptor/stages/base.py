@@ -199,7 +199,7 @@ def read_records(path: Path, kind: type[_R], limit: int | None = None) -> Iterat
                 field = ".".join(map(str, first["loc"]))
                 raise UserError(
                     f"{path}:{number}: {field + ': ' if field else ''}{first['msg']}; "
-                    f"each line must be a {kind.__name__}"
+                    f"each line must be a {kind.__name__}: mend the line, or take it out"
                 ) from error
 
 
@@ -236,7 +236,7 @@ class replacing:  # noqa: N801  used as a verb: `with replacing(path) as beside`
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?`, or which words there are."""
-    names = sorted(known)
+    names = sorted(set(known))
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     if close:
         return f"; did you mean {close[0]!r}?"
@@ -262,7 +262,7 @@ def resolve_callable(name: str, builtins: Mapping[str, Callable[..., Any]], what
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # a user's file may fail in any way
+    except (Exception, SystemExit) as error:  # a user's file may fail in any way
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{what} {name!r}: {path} can't be loaded: {reason}") from error
     found = getattr(module, function, None)

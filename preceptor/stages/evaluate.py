@@ -19,7 +19,7 @@ from preceptor.report import page
 from preceptor.report.baseline import BagOfWords, exact, labelled
 from preceptor.report.metrics import TEACHER, Evaluator, ModelScore
 from preceptor.report.summary import UNKNOWN, Cell, Summary, Words, summarise
-from preceptor.stages.base import Context, Need, Stage, StageConfig, read_records, replacing, write_records
+from preceptor.stages.base import Context, Need, Stage, StageConfig, nearest, read_records, replacing, write_records
 
 
 class Config(StageConfig):
@@ -57,6 +57,10 @@ def run(config: Config, context: Context) -> Mapping[str, Any]:
         every = chain(predictions(), bag, exact(cases))
         write_records(context.folder / "scores.jsonl", _graded(evaluator, every, tick))
         evaluation = evaluator.evaluation(config.seed)
+    if config.about and config.about not in evaluation.metrics:
+        raise UserError(
+            f"{context.section}.about: no model {config.about!r}{nearest(config.about, evaluation.metrics)}"
+        )
     summary = summarise(evaluation, words, config.about)
     told = (p for p in predictions() if p.model == summary.student)
     shown = page.collect(evaluator.cases, page.chosen(evaluation.ranking[summary.student]), told)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from preceptor.clinical.textbook.sampler import sample
+from preceptor.clinical.textbook.sampler import draw
 from preceptor.core.errors import UserError
 from preceptor.core.records import Case, Issue, Language
 from preceptor.data import healthai
@@ -24,7 +24,7 @@ IMPORTERS = {"healthai": healthai.import_row}
 class Config(StageConfig):
     """Where cases come from and how they are split."""
 
-    source: tuple[str, ...]
+    source: tuple[str, ...] = Field(min_length=1)
     """Path, glob or list of both; or `textbook`."""
     importer: str = "healthai"
     """How a row of a file is read."""
@@ -80,7 +80,7 @@ def run(config: Config, context: Context) -> Mapping[str, Any]:
     else:
         splits, issues = _from_files(config, context)
     if not any(splits.values()):
-        first = f"; the first issue: {issues[0].field}: {issues[0].reason}" if issues else ""
+        first = f"; the first issue: {issues[0].problem}" if issues else ""
         raise UserError(f"prepare: {', '.join(config.source)} gives no case{first}")
     for split, cases in splits.items():
         write_records(context.folder / f"{split}.jsonl", cases)
@@ -102,8 +102,10 @@ def _from_textbook(config: Config, context: Context) -> dict[Split, list[Case]]:
         for place, split in enumerate(SPLITS):
             number = min(config.sizes[split], config.limit or config.sizes[split])
             seed = len(SPLITS) * config.seed + place
-            splits[split] = sample(number, seed, config.language, config.style)
-            tick(number)
+            splits[split] = []
+            for case in draw(number, seed, config.language, config.style):
+                splits[split].append(case)
+                tick()
     return splits
 
 

@@ -43,7 +43,10 @@ def load(task: str, name: str, language: Language) -> Prompt:
     if path.suffix == ".txt":
         if not path.is_file():
             raise UserError(f"{name}: no such prompt file; copy one from preceptor/tasks/prompts and name its path")
-        return parse(path.read_text("utf-8"), name)
+        try:
+            return parse(path.read_text("utf-8-sig"), name)
+        except UnicodeDecodeError as error:
+            raise UserError(f"{name}: not UTF-8 text; convert it first") from error
     resource = files("preceptor.tasks").joinpath("prompts", task, f"{name}.{language}.txt")
     if not resource.is_file():
         raise UserError(
@@ -75,9 +78,9 @@ def record_in(messages: Sequence[Message]) -> str | None:
 
 
 def act_in(messages: Sequence[Message]) -> str | None:
-    """What the messages ask for by a marker line; None without one."""
+    """What the messages ask for by a marker line outside the record; None without one."""
     for message in reversed(messages):
-        if found := _ACT.findall(message.content):
+        if found := _ACT.findall(_RECORD.sub("", message.content)):
             return str(found[-1])
     return None
 

@@ -27,6 +27,7 @@ def test_help_and_version(command):
         (["stats", "none.jsonl"], 2, "none.jsonl: no such file"),
         (["diagnose", "@none.txt", "--model", "x"], 2, "none.txt: No such file or directory; check the path"),
         (["diagnose", "  ", "--model", "x"], 2, "the record is empty"),
+        (["diagnose", "\udcff", "--model", "x"], 2, "not UTF-8 text"),
     ],
 )
 def test_mistakes_are_one_line_with_a_code(command, words, code, expected):
@@ -43,6 +44,11 @@ def test_status_tells_done_and_failed(command):
     assert out.index("numbers") < out.index("double")
     assert "done in" in out
     assert "ZeroDivisionError" in out
+    Path("runs/toy/numbers/done.json").write_text("{")
+    Path("runs/elsewhere/model").mkdir(parents=True)
+    Path("runs/elsewhere/model/config.json").write_text('{"model_type": "qwen3"}')
+    code, out, _ = command("status")
+    assert (code, out.count("damaged") >= 2, "ZeroDivisionError" in out) == (0, True, True)
     code, _, err = command("status", "toi")
     assert (code, "did you mean 'toy'?" in err) == (2, True)
 
@@ -79,3 +85,7 @@ def test_doctor_answers_without_a_network(command, monkeypatch):
     code, out, _ = command("doctor")
     assert code == 0
     assert "HF_HUB_OFFLINE is set" in " ".join(out.split())
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("HF_ENDPOINT", "http://[::1")
+    code, out, _ = command("doctor")
+    assert (code, "can't be reached (InvalidURL)" in " ".join(out.split())) == (0, True)

@@ -120,6 +120,10 @@ def test_any_value_survives_an_override(value):
         ("", (), "no sections; add some of prepare"),
         ("name: x", (), "no sections"),
         ("label: 3", (), "a section holds keys with values, not 3"),
+        ("label_../../x: {}", (), "r.yaml: unknown key 'label_../../x'"),
+        ("prepare: {source: []}", (), "prepare.source: Tuple should have at least 1 item"),
+        (f"{TEACHER}\npredict: {{models: teacher}}", (), "predict.models: write a list, such as [a, b]"),
+        (f"{TEACHER}\nlabel: {{temperature: .inf}}", (), "label.temperature: Input should be a finite number"),
         ("name: ../x\nprepare: {source: textbook}", (), "name: String should match"),
         ('prepare: {source: "${nothing}"}', (), "nothing"),
         ("prepare: {source: nowhere.jsonl}", (), "prepare.source: no file at nowhere.jsonl"),
@@ -162,3 +166,10 @@ def test_our_recipes_load(path, tmp_path, monkeypatch):
     if source != "textbook":
         write(tmp_path, "", source)
     assert load(str(path)).name == path.stem
+
+
+def test_a_key_in_the_wrong_place_is_not_shown(tmp_path):
+    path = write(tmp_path, "teacher: {endpoint: {url: 'http://h/v1', key_env: sk-planted-1234}}\nlabel: {}")
+    with pytest.raises(UserError, match="key_env") as error:
+        load(path)
+    assert "planted" not in str(error.value)

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -192,9 +193,28 @@ def test_a_second_process_is_refused(toys):
 
 def test_damaged_or_unwritable_runs_are_told(command):
     command("run", "toy.yaml")
-    Path("runs/toy/numbers/config.json").write_text("{")
-    code, _, err = command("run", "toy.yaml")
-    assert (code, "damaged" in err) == (2, True)
+    for name, text in product(("config.json", "done.json"), ("", "{", "[]", "{}", "null")):
+        path = Path("runs/toy/numbers") / name
+        whole = path.read_text()
+        path.write_text(text)
+        code, _, err = command("run", "toy.yaml")
+        assert (code, "damaged" in err, len(err.splitlines())) == (2, True, 1)
+        path.write_text(whole)
+    Path("source").mkdir()
+    Path("source/rows.jsonl").write_text("")
+    Path("source/config.json").write_text("[1]")
+    assert command("run", "toy.yaml", "double", "--runs", "other", "double.from=source")[0] == 0
     Path("file").write_text("")
     code, _, err = command("run", "toy.yaml", "--runs", "file")
     assert (code, len(err.splitlines())) == (2, 1)
+    code, _, err = command("run", "toy.yaml", f"name={'a' * 300}")
+    assert (code, len(err.splitlines())) == (2, 1)
+
+
+def test_a_request_that_failed_before_any_work_binds_nobody(command):
+    assert command("run", "toy.yaml", "numbers.n=2", "double.fail=bug")[0] == 1
+    Path("runs/toy/numbers/done.json").unlink()
+    Path("runs/toy/numbers/rows.jsonl").unlink()
+    Path("runs/toy/numbers/metrics.json").unlink()
+    code, _, err = command("run", "toy.yaml", "numbers.n=5")
+    assert (code, "double: starts" in err) == (0, True)

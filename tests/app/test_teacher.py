@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
@@ -111,6 +112,8 @@ def test_json_object_format_is_understood(client: openai.OpenAI) -> None:
         ),
         ({"messages": [{"role": "wizard", "content": "x"}]}, "role"),
         ({"messages": []}, "messages"),
+        ({"messages": [{"role": "user", "content": [1]}]}, "messages: each needs"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": None}]}]}, "messages: each needs"),
         ({"temperature": -1}, "temperature"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"logprobs": True}, "logprobs"),
@@ -128,3 +131,21 @@ def test_errors_say_what_is_wrong(client: openai.OpenAI, change: dict[str, objec
 def test_another_model_is_not_found(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="'textbook'"):
         client.chat.completions.create(model="gpt", messages=messages("x", "en"))  # type: ignore[arg-type]
+
+
+def test_half_a_character_is_refused(client: openai.OpenAI) -> None:
+    text = "[act: diagnosis] <record>\\ud800</record>"
+    body = f'{{"model": "textbook", "messages": [{{"role": "user", "content": "{text}"}}]}}'
+    request = urllib.request.Request(f"{client.base_url}chat/completions", body.encode())
+    request.add_header("Content-Type", "application/json")
+    with pytest.raises(urllib.error.HTTPError) as error:
+        urllib.request.urlopen(request)
+    assert error.value.code == BAD
+
+
+def test_a_port_that_is_taken_or_none_is_one_line(client: openai.OpenAI) -> None:
+    for port in (str(client.base_url.port), "99999"):
+        command = [sys.executable, "-m", "preceptor", "teacher", "--port", port]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+        assert "port" in done.stderr

@@ -53,6 +53,7 @@ def test_byte_order_mark_crlf_and_blank_lines(tmp_path):
         (line(id=1, feature_content=" \n"), "feature_content", "empty"),
         (line(id=1, feature_content="x" * (LONGEST + 1)), "text", f"{LONGEST + 1} characters"),
         (b'{"id": 1, "feature_content": "\\ud800"}', "", "half of a surrogate pair"),
+        (line(id=1, feature_content="x", deep=json.loads("[" * 400 + "]" * 400)), "", "can't be kept as JSON"),
         (line(id="good", feature_content="x"), "id", "'good' was met before, at"),
     ],
 )
@@ -71,6 +72,16 @@ def test_an_importer_that_fails_makes_an_issue(tmp_path):
     path.write_bytes(line(n=1))
     (issue,) = read([path], lambda row: row["nothing"])
     assert issue.reason == "the importer failed (KeyError: 'nothing')"
+
+
+def test_an_importer_that_gives_nonsense_makes_an_issue(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(line(n=1))
+    (issue,) = read([path], lambda row: None)
+    assert issue.problem == "the importer gave NoneType, not a Case"
+    case = Case(id="1", text="x", language="en", source="s", group="g", meta={"x": object()})
+    (issue,) = read([path], lambda row: case)
+    assert "can't be kept as JSON" in issue.reason
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ def said(act: str) -> str:
         "length": completion('{"diseases": ["肺', "length"),
         "refusal": completion(None, refusal="I can't help with that."),
         "filter": completion("", "content_filter"),
+        "usage": {**completion(ANSWER), "usage": {"prompt_tokens": 10**30, "completion_tokens": "many"}},
         "half": completion("half \ud83d a character"),
         "think": completion(f"<think>hm</think>{ANSWER}"),
         "reasoning": completion(ANSWER, reasoning_content="hm"),

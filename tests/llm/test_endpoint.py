@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from preceptor.core.errors import UserError, WorkError
-from preceptor.core.records import FailureKind, Reply
+from preceptor.core.records import FailureKind, Reply, Usage
 from preceptor.llm.completer import ProviderError
 from preceptor.llm.endpoint import Endpoint, EndpointConfig, _retry_after
 from tests.llm.conftest import ask
@@ -79,6 +79,11 @@ def test_reply(hostile: Hostile) -> None:
 @pytest.mark.parametrize(("act", "finish"), [("length", "length"), ("refusal", "refusal"), ("filter", "refusal")])
 def test_paid_replies_are_replies(hostile: Hostile, act: str, finish: str) -> None:
     assert complete(hostile.url, f"do: {act}").finish == finish
+
+
+def test_nonsense_for_usage_costs_no_reply(hostile: Hostile) -> None:
+    reply = complete(hostile.url, "do: usage")
+    assert (reply.text, reply.usage) == (ANSWER, Usage())
 
 
 def test_half_a_character_can_be_written_down(hostile: Hostile) -> None:
@@ -195,10 +200,32 @@ def test_private_text_takes_no_proxy(hostile: Hostile, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(
     "wrong",
-    [{}, {"url": "http://a/v1", "start": "x"}, "host:8000", "https://user:key@host/v1", "https://h/v1?key=1"],
+    [
+        {},
+        {"url": "http://a/v1", "start": "x"},
+        {"start": " "},
+        "host:8000",
+        "http://host:99999/v1",
+        "https://user:key@host/v1",
+        "https://h/v1?key=1",
+    ],
 )
 def test_wrong_configs(wrong: Any) -> None:
-    with pytest.raises(ValueError, match=r"url|start"):
+    with pytest.raises(ValueError, match=r"url|start|Port"):
+        EndpointConfig.model_validate(wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"url": "http://h/v1", "key_env": "sk-planted-1234"},
+        {"url": "http://h/v1", "key_env": "PLANTED", "extra": {"api_key": "sk-planted-1234"}},
+        {"start": "vllm serve {model} --api-key sk-planted-1234", "key_env": "PLANTED"},
+    ],
+)
+def test_a_key_in_the_recipe_is_refused(wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLANTED", "sk-planted-1234")
+    with pytest.raises(ValueError, match="key"):
         EndpointConfig.model_validate(wrong)
 
 

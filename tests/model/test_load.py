@@ -57,6 +57,17 @@ def test_adapter_folder_is_base_and_adapter(folder, adapter):
     assert reply(alone) == reply(load.load(folder, adapter)) != reply(load.load(folder))
 
 
+@pytest.mark.parametrize(
+    ("name", "text"), [(load.BASE_FILE, "{"), (load.BASE_FILE, "{}"), ("adapter_config.json", "[]")]
+)
+def test_a_damaged_adapter_is_one_line(adapter, name, text):
+    (adapter / name).write_text(text)
+    with pytest.raises(UserError) as error:
+        load.load(adapter)
+    assert name in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 def test_adapter_for_another_base_is_refused(folder, adapter, tmp_path):
     """Other weights of the same shape, other shapes, and a base that is gone."""
     other = tiny.save(tiny.qwen(seed=5), tmp_path / "other")

@@ -121,3 +121,8 @@ def test_without_gold_the_teacher_is_agreed_with(tmp_path: Path) -> None:
 def test_predictions_about_other_cases_are_refused_with_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="in `from:` name one that predicts on them"):
         ran(tmp_path, [case(1, ASTHMA)], [[answer(2, ASTHMA)]])
+
+
+def test_a_model_that_nobody_asked_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"evaluate\.about: no model 'studnt'; did you mean 'student'\?"):
+        ran(tmp_path, [case(1, ASTHMA)], [[answer(1, ASTHMA)]], about="studnt")

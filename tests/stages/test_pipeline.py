@@ -7,6 +7,7 @@ import pytest
 import stamina
 
 from preceptor import api
+from preceptor.core.errors import UserError
 from preceptor.core.records import Case, Issue, Row
 from preceptor.stages.base import read_records
 
@@ -127,3 +128,45 @@ def test_a_dead_teacher_and_a_missing_key_are_one_line(command):
     assert (code, "can't be reached at http://127.0.0.1:9/v1" in err.splitlines()[-1]) == (1, True)
     code, _, err = command("label", "r.yaml", "teacher.endpoint={url: 'http://127.0.0.1:9/v1', key_env: NO_SUCH_KEY}")
     assert (code, "NO_SUCH_KEY" in err.splitlines()[-1]) == (2, True)
+
+
+@pytest.mark.usefixtures("_no_retries")
+def test_a_teacher_that_answers_nothing_has_not_labelled(command):
+    Path("r.yaml").write_text(RECIPE)
+    Path("p.txt").write_text("=== user\n<record>\n{record}\n</record>")  # no act: the textbook refuses it
+    command("run", "r.yaml", "prepare")
+    code, _, err = command("label", "r.yaml", "label.prompt=p.txt")
+    assert (code, "answered none of 12 cases, the last one: 400" in err.splitlines()[-1]) == (1, True)
+    assert not Path("runs/r/label/done.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("return None", "it gives NoneType, not a generator"),
+        ("yield 'hello'", "it yields str, not a Request"),
+        ("yield from zero_shot(case, asking)", "it returns NoneType, not a Prediction"),
+        (
+            "p = yield from zero_shot(case, asking); return p.model_copy(update={'case_id': 'x'})",
+            "its prediction is about 'x'",
+        ),
+    ],
+)
+def test_a_strategy_that_gives_nonsense_is_told_and_can_be_mended(command, body, expected):
+    imports = "from preceptor.tasks.strategies import zero_shot\n"
+    Path("own.py").write_text(f"{imports}def mine(case, asking):\n    {body}\n")
+    Path("r.yaml").write_text(RECIPE)
+    command("run", "r.yaml", "prepare", "limit=2")
+    code, _, err = command("label", "r.yaml", "limit=2", "label.strategy=own.py:mine")
+    assert code == 2
+    assert err.splitlines()[-1].startswith("preceptor: strategy 'own.py:mine': ")
+    assert expected in err.splitlines()[-1]
+    Path("own.py").write_text(f"{imports}def mine(case, asking):\n    return (yield from zero_shot(case, asking))\n")
+    assert command("label", "r.yaml", "limit=2", "label.strategy=own.py:mine")[0] == 0
+
+
+def test_cases_that_are_none_are_told_by_file(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("not json\n")
+    with pytest.raises(UserError, match=r"a\.jsonl: the first row is no case: not JSON"):
+        api.load_cases(path)

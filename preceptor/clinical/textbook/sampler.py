@@ -4,7 +4,7 @@ The world of a case (patient, what is told, in which form and order) is drawn fi
 language only chooses the words. So both languages say the same, and case i doesn't depend on how many are drawn.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,8 +40,12 @@ class Patient:
 
 def sample(n: int, seed: int, language: Language, style: Style = "full") -> list[Case]:
     """`n` cases of the textbook that comes with the package: text, gold, evidence and exact differential."""
-    answerer = exact()
-    return [_case(answerer, i, seed, language, style) for i in range(n)]
+    return list(draw(n, seed, language, style))
+
+
+def draw(n: int, seed: int, language: Language, style: Style = "full") -> Iterator[Case]:
+    """The same, one by one."""
+    return (_case(exact(), i, seed, language, style) for i in range(n))
 
 
 def _case(answerer: Exact, number: int, seed: int, language: Language, style: Style) -> Case:
