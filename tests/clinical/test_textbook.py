@@ -1,5 +1,7 @@
 """The textbook: its loading finds mistakes, its posterior is exact, its records say what was drawn."""
 
+import subprocess
+import sys
 from importlib.resources import files
 from itertools import product
 from math import comb
@@ -117,6 +119,20 @@ def test_sampling_is_a_pure_function_of_the_seed() -> None:
     assert sample(30, 7, "zh") == sample(30, 7, "zh")
     assert sample(30, 7, "en")[:10] == sample(10, 7, "en")
     assert sample(10, 7, "en") != sample(10, 8, "en")
+
+
+def test_every_process_draws_the_same_to_the_last_digit() -> None:
+    program = (
+        "import hashlib; from preceptor.clinical.textbook.sampler import sample;"
+        "print(hashlib.sha256(repr(sample(40, 5, 'en', 'short')).encode()).hexdigest())"
+    )
+    seen = {
+        subprocess.run(
+            [sys.executable, "-c", program], env={"PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(seen) == 1
 
 
 def test_evidence_stands_where_it_says(many: list[Case]) -> None:

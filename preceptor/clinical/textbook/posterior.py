@@ -127,11 +127,11 @@ class World:
         negated = {m.subject for m in reading.mentions if m.form == "negated"} - affirmed
         log = terms.nothing
         for subjects, term in ((affirmed, terms.said), (negated, terms.denied)):
-            rows = [self.index[subject] for subject in subjects]
+            rows = sorted(self.index[subject] for subject in subjects)  # a sum's last digits follow its order
             log = log + (term[rows] - terms.silent[rows]).sum(0)
-        for blur in {m.subject for m in reading.mentions if m.form == "blurred"}:
+        for blur in sorted({m.subject for m in reading.mentions if m.form == "blurred"}):
             members = set(self.book.world.blurs[blur].findings) - affirmed - negated
-            rows = [self.index[member] for member in members]
+            rows = sorted(self.index[member] for member in members)
             if rows:
                 either, silence = terms.silent_or_blurred[rows].sum(0), terms.silent[rows].sum(0)
                 log = log + np.log1p(-np.exp(silence - either)) + either - silence
