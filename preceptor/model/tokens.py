@@ -33,6 +33,8 @@ class Example:
     labels: list[int]
     cut: bool = False
     """The record was cut to fit."""
+    weights: list[float] | None = None
+    """How much each label counts in the loss; all the same without."""
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], limit: int | None = None) -> list[int]:
@@ -62,7 +64,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], 
 
 def example(tokenizer: PreTrainedTokenizerBase, row: Row, max_length: int) -> Example:
     """The tokens and labels to train on, at most `max_length` of them; `TooLongError` where that can't be."""
-    answer = [*_encode(tokenizer, _harmless(tokenizer, row.answer)), end_of_turn(tokenizer)]
+    answer = [*_encode(tokenizer, harmless(tokenizer, row.answer)), end_of_turn(tokenizer)]
     whole = _render(tokenizer, row.messages)
     room = max_length - len(answer)
     if len(whole) <= room:
@@ -71,6 +73,14 @@ def example(tokenizer: PreTrainedTokenizerBase, row: Row, max_length: int) -> Ex
         raise TooLongError(f"the answer alone is {len(answer)} tokens where {max_length} fit")
     prompt = prompt_ids(tokenizer, row.messages, room)
     return Example(prompt + answer, [IGNORED] * len(prompt) + answer, cut=True)
+
+
+def harmless(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """`text` in which no words end a turn or start another: a patient's record is data."""
+    for token in special_tokens(tokenizer):
+        if token in text:
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+    return text
 
 
 @lru_cache(maxsize=4)
@@ -108,7 +118,7 @@ def _record(messages: Sequence[Message]) -> tuple[int, int, int]:
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
-    turns = [{"role": m.role, "content": _harmless(tokenizer, m.content)} for m in messages]
+    turns = [{"role": m.role, "content": harmless(tokenizer, m.content)} for m in messages]
     return _encode(tokenizer, _template(tokenizer, turns, generation_prompt=True))
 
 
@@ -124,11 +134,3 @@ def _template(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], *
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return [int(token) for token in tokenizer.encode(text, add_special_tokens=False)]
-
-
-def _harmless(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """`text` in which no words end a turn or start another: a patient's record is data."""
-    for token in special_tokens(tokenizer):
-        if token in text:
-            text = text.replace(token, f"{token[0]} {token[1:]}")
-    return text

@@ -7,6 +7,7 @@ abstention.
 """
 
 import json
+import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cache, lru_cache
@@ -21,7 +22,7 @@ from preceptor.core import text as texts
 from preceptor.core.records import Case, Diagnosis, Evidence, Polarity, Reply, Score
 from preceptor.tasks.answer import Outcome, Parsed, parse
 
-__all__ = ["Outcome", "Parsed", "canonical", "chain_probability", "grade", "ground", "parse"]
+__all__ = ["Outcome", "Parsed", "canonical", "chain_probability", "fields", "grade", "ground", "parse"]
 
 _SHARE = 0.5
 """Share of the record that reasons may quote; beyond it they select nothing."""
@@ -33,6 +34,19 @@ def canonical(diagnosis: Diagnosis) -> str:
     """The answer as a model should write it."""
     answer = {"diseases": list(diagnosis.diseases), "reason": list(diagnosis.reason)}
     return json.dumps(answer, ensure_ascii=False)
+
+
+def fields(answer: str) -> list[tuple[str, int, int]]:
+    """Where the lists of an answer in JSON stand, brackets included: `diseases` and `evidence`, with offsets."""
+    found = []
+    for field, key in (("diseases", "diseases"), ("evidence", "reason")):
+        if opening := re.search(rf'"{key}"\s*:\s*(?=\[)', answer):
+            try:
+                _, end = json.JSONDecoder().raw_decode(answer, opening.end())
+            except ValueError:
+                continue
+            found.append((field, opening.end(), end))
+    return found
 
 
 def ground(diagnosis: Diagnosis, case: Case) -> Diagnosis:

@@ -29,12 +29,14 @@ class Packed:
 
     ids: list[int]
     labels: list[int]
+    weights: list[float]
+    """How much each label counts."""
     lengths: list[int]
 
 
 def rows(examples: Sequence[Example]) -> list[Packed]:
     """Each example as a row of its own."""
-    return [Packed(example.ids, example.labels, [len(example.ids)]) for example in examples]
+    return [Packed(e.ids, e.labels, _weights(e), [len(e.ids)]) for e in examples]
 
 
 def pack(examples: Sequence[Example]) -> list[Packed]:
@@ -43,10 +45,14 @@ def pack(examples: Sequence[Example]) -> list[Packed]:
     from trl import pack_dataset
 
     datasets.disable_progress_bars()
-    columns = {"ids": [e.ids for e in examples], "labels": [e.labels for e in examples]}
+    columns = {
+        "ids": [e.ids for e in examples],
+        "labels": [e.labels for e in examples],
+        "weights": [_weights(e) for e in examples],
+    }
     length = max(_PACK, *(len(example.ids) for example in examples), 1)
     packed = pack_dataset(datasets.Dataset.from_dict(columns), length, "bfd")
-    return [Packed(row["ids"], row["labels"], row["seq_lengths"]) for row in packed]
+    return [Packed(row["ids"], row["labels"], row["weights"], row["seq_lengths"]) for row in packed]
 
 
 class Batches(BatchSampler):
@@ -87,11 +93,16 @@ def collate(rows: Sequence[Packed]) -> dict[str, Any]:
     batch: dict[str, Any] = {
         "input_ids": torch.tensor([row.ids + [0] * (width - len(row.ids)) for row in rows]),
         "labels": torch.tensor([row.labels + [IGNORED] * (width - len(row.ids)) for row in rows]),
+        "weights": torch.tensor([row.weights + [0.0] * (width - len(row.ids)) for row in rows]),
         "tokens": sum(len(row.ids) for row in rows),
     }
     if any(len(row.lengths) > 1 for row in rows):
         batch["position_ids"] = torch.tensor([_positions(row.lengths, width) for row in rows])
     return batch
+
+
+def _weights(example: Example) -> list[float]:
+    return example.weights or [1.0] * len(example.ids)
 
 
 def _positions(lengths: Sequence[int], width: int) -> list[int]:

@@ -5,6 +5,20 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 
+class TokenWeights(BaseModel):
+    """How much a token of each field of an answer counts in the loss, which is divided by the weights' sum.
+
+    A field is its list, brackets included: where a list ends is as much an answer as what stands in it. An answer
+    without these fields is syntax throughout.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    diseases: float = Field(default=1.0, ge=0)
+    evidence: float = Field(default=1.0, ge=0)
+    syntax: float = Field(default=1.0, gt=0)
+
+
 class SftConfig(BaseModel):
     """How to train."""
 
@@ -26,6 +40,7 @@ class SftConfig(BaseModel):
     weight_decay: float = Field(default=0.0, ge=0)
     clip: float = Field(default=1.0, gt=0)
     """Largest norm of a gradient."""
+    weights: TokenWeights = TokenWeights()
     rank: int = Field(default=16, gt=0)
     alpha: float = Field(default=32, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)

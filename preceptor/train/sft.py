@@ -5,6 +5,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -30,6 +31,7 @@ from preceptor.train.batches import Batches, collate, pack
 from preceptor.train.batches import rows as unpacked
 from preceptor.train.config import SftConfig
 from preceptor.train.loss import chunked_cross_entropy
+from preceptor.train.weights import token_weights
 
 OnLog = Callable[[int, int, dict[str, float]], None]
 """Called with step, total steps and loss, lr, tokens_per_second (validation_loss at checkpoints)."""
@@ -53,8 +55,8 @@ def train(
     set_seed(config.seed)
     folder = resolve(base)
     tokenizer = load.load_tokenizer(folder)
-    examples, cut = _examples(tokenizer, rows, config.max_length, on_refused)
-    held_out, _ = _examples(tokenizer, validation, config.max_length, on_refused)
+    examples, cut = _examples(tokenizer, rows, config, on_refused)
+    held_out, _ = _examples(tokenizer, validation, config, on_refused)
     if not examples:
         raise UserError(f"nothing to train on: none of {len(rows)} rows fits {config.max_length} tokens")
     compute = load.torch_dtype(folder)
@@ -105,7 +107,7 @@ class _Trainer(Trainer):  # type: ignore[misc]  # its types aren't read
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.model_accepts_loss_kwargs = True  # it counts the answer tokens of all of a step's batches
+        self.model_accepts_loss_kwargs = True  # so the loss is divided by what all of a step's batches weigh
         self.tokens = 0
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -118,11 +120,17 @@ class _Trainer(Trainer):  # type: ignore[misc]  # its types aren't read
     def compute_loss(
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | float | None = None
     ) -> Tensor:
-        """The mean over the step's answer tokens; devices' gradients are averaged, hence the factor."""
+        """The weighted mean over the step's answer tokens; devices' gradients are averaged, hence the factor."""
         self.tokens += inputs.pop("tokens")
         loss: Tensor = model(**inputs, divisor=num_items_in_batch)
         scaled: Tensor = loss * self.accelerator.num_processes
         return scaled
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor:
+        """What the answer tokens of a step weigh, on all devices; the library would count them."""
+        total = torch.stack([batch["weights"][:, 1:].sum() for batch in batch_samples]).sum().to(device)
+        weighed: Tensor = self.accelerator.gather(total).sum()
+        return weighed
 
     def floating_point_ops(self, _inputs: dict[str, Any]) -> int:
         """Not reported, so not counted at every step."""
@@ -169,17 +177,19 @@ class _Progress(TrainerCallback):  # type: ignore[misc]  # as above
 def _examples(
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Row],
-    limit: int,
+    config: SftConfig,
     refuse: OnRefused | None,
 ) -> tuple[list[tokens.Example], int]:
     """The rows' tokens, and how many were cut."""
     made = []
     for row in rows:
         try:
-            made.append(tokens.example(tokenizer, row, limit))
+            example = tokens.example(tokenizer, row, config.max_length)
         except tokens.TooLongError as error:
             if refuse is not None:
                 refuse(row, str(error))
+        else:
+            made.append(replace(example, weights=token_weights(tokenizer, row, example, config.weights)))
     return made, sum(example.cut for example in made)
 
 
@@ -224,12 +234,13 @@ def _loss(
     input_ids: Tensor,
     labels: Tensor,
     position_ids: Tensor | None = None,
+    weights: Tensor | None = None,
     divisor: Tensor | float | None = None,
     **_: Any,
 ) -> Tensor:
     """What the model's forward does while it is trained: the loss, without logits. Never given a mask."""
     states = self.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
-    return chunked_cross_entropy(states, self.get_output_embeddings().weight, labels, divisor)
+    return chunked_cross_entropy(states, self.get_output_embeddings().weight, labels, divisor, weights)
 
 
 def _arguments(folder: Path, config: SftConfig, *, bf16: bool) -> TrainingArguments:

@@ -17,16 +17,6 @@ FULL = LORA.model_copy(update={"method": "full", "dropout": 0.0})
 PACKED = FULL.model_copy(update={"packing": True, "batch_size": 5})
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    return tiny.save(tiny.qwen(), tmp_path_factory.mktemp("base"))
-
-
 @pytest.fixture(scope="module")
 def unbroken(base, tmp_path_factory):
     """The folder of a run that nobody touched, made once a configuration."""

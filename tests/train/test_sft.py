@@ -21,16 +21,6 @@ LORA = SftConfig(batch_size=4, epochs=2, lr=1e-3, dropout=0.1, rank=2, checkpoin
 FULL = LORA.model_copy(update={"method": "full", "dropout": 0.0})
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    return tiny.save(tiny.qwen(), tmp_path_factory.mktemp("base"))
-
-
 def weights(out: Path) -> dict[str, torch.Tensor]:
     """What was learnt."""
     return load_file(next(out.glob("*/*.safetensors")))
