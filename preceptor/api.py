@@ -10,9 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from preceptor.core.errors import UserError
-from preceptor.core.records import Case, Diagnosis, Issue, Prediction, Row, Score
-from preceptor.data.files import BadRow, json_object, read
-from preceptor.data.healthai import import_row
+from preceptor.core.records import Case, Diagnosis, Prediction, Row, Score
+from preceptor.data.files import Imported, importer_of, read, sniff
 from preceptor.report.metrics import Evaluation, Evaluator
 from preceptor.stages.base import read_records
 from preceptor.tasks import diagnosis
@@ -33,25 +32,17 @@ __all__ = [
 
 
 def load_cases(path: str | Path) -> list[Case]:
-    """The cases of a file, as a run leaves them or in the HealthAI layout.
+    """The cases of a file in any layout that `preceptor prepare` reads, a run's own too.
 
     Raises:
         UserError: a row makes no case.
     """
-    path = Path(path)
-    with path.open("rb") as file:
-        first = next((line for line in file if line.strip()), b"{}")
-    try:
-        ours = "feature_content" not in json_object(first)
-    except BadRow as error:
-        raise UserError(f"{path}: the first row is no case: {error}") from error
-    if ours:
-        return list(read_records(path, Case))
     cases: list[Case] = []
-    for found in read([path], import_row):
-        if isinstance(found, Issue):
+    for found in read(Path(path), importer_of(sniff(Path(path)), Path(path))):
+        if isinstance(found, Imported):
+            cases.append(found.case)
+        elif found.action == "dropped":
             raise UserError(f"{found.file}:{found.line}: {found.problem}")
-        cases.append(found)
     return cases
 
 

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from preceptor.core.errors import UserError, WorkError
 from preceptor.core.records import Case, Diagnosis, Polarity, Prediction, Sampling
-from preceptor.data.healthai import language_of
+from preceptor.data.layouts import language_of
 from preceptor.tasks import prompts
 from preceptor.tasks.strategies import Asking, zero_shot
 

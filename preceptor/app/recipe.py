@@ -31,7 +31,7 @@ class Head(BaseModel):
 
     name: str = Field(pattern=r"^[\w][\w.-]*$")
     """The folder under `runs/`; by default the file's name."""
-    task: Literal["diagnosis"] = "diagnosis"
+    task: Literal["diagnosis", "consult"] = "diagnosis"
     language: Language = "en"
     seed: int = 0
     student: str | None = None
@@ -39,6 +39,8 @@ class Head(BaseModel):
     teacher: TeacherConfig | None = None
     limit: int | None = Field(default=None, gt=0)
     """The first n cases of every section, for a try."""
+    include_target: bool = False
+    """Teach the target cases too, on the teacher's labels: the run is then transductive, and says so."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ def load(path: str, overrides: Sequence[str] = ()) -> Recipe:
             _check_names(path, sections)
     if not sections:
         raise UserError(f"{path}: no sections; add some of {', '.join(STAGES)}")
+    if checked.task == "consult" and (other := [s.name for s in sections if s.stage.name != "prepare"]):
+        raise UserError(f"{path}: {other[0]}: consult can be prepared, and no more yet; leave the section out")
     return Recipe(path, checked.name, tuple(sections))
 
 

@@ -91,8 +91,11 @@ class _Request:
 
     @classmethod
     def of(cls, recipe: Recipe, section: Section, found: Mapping[str, tuple[Path, ...]]) -> "_Request":
+        watched = {need.name for need in section.config.needs() if need.watched}
         sources = {
-            name: [{"path": str(path), "sha256": sha256(path)} for path in paths] for name, paths in found.items()
+            name: [{"path": str(path), "sha256": sha256(path)} for path in paths]
+            for name, paths in found.items()
+            if name not in watched
         }
         result = dict(_flat(result_fields(section.config)))
         result |= {f"inputs.{name}": [s["sha256"] for s in given] for name, given in sources.items()}

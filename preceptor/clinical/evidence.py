@@ -19,7 +19,7 @@ SIMILAR = 0.8
 """Least share of characters that a quotation and its passage have in common, in order."""
 
 _FALSE_CUE = r"""
-    无(?:明显|特殊)?(?:诱因|原因) | 无(?:力|法|意|菌|名|奈|尿(?!\w)|痛性|症状性|规律|精打采)
+    无(?:明显|特殊)?(?:诱因|原因) | 无(?:力|法|意(?!识)|菌|名|奈|尿(?!\w)|痛性|症状性|规律|精打采)
     | 无(?:明显|显著)?(?:好转|缓解|改善|减轻|变化) | 没有?(?:明显)?(?:好转|缓解|改善|减轻)
     | (?:不|未|待|难以?|无法|不能|不可)(?:完全)?(?:除外|排除) | (?:除外|排除)性
     | \b(?:no|without)\s+(?:(?:significant|any|apparent|obvious|clear)\s+)?

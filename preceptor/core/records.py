@@ -10,7 +10,8 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Language = Literal["zh", "en"]
-GoldSource = Literal["human", "code", "textbook"]
+GoldSource = Literal["human", "code", "textbook", "file"]
+"""`file`: it came with the data, and who wrote it is not known."""
 
 
 class Record(BaseModel):

@@ -1,4 +1,4 @@
-"""What can be said of a text without knowing medicine: its normal form, clauses, sections and listed items.
+"""What can be said of a text without knowing medicine: its normal form, clauses and listed items.
 
 Whatever finds something returns character offsets of the text as it was given.
 """
@@ -12,28 +12,6 @@ from itertools import accumulate
 
 _LIKE = str.maketrans("。，、；：？！“”‘’「」『』—–‐−・", '.,,;:?!""\'\'""""----·')
 _SEPARATOR = re.compile(r"[。；;，、！？!?\n]|,(?!\d)|(?<!\d),|\.(?=\s|$)")
-
-_LABELS = {
-    "sex": ("性别", "Sex", "Gender"),
-    "age": ("年龄", "Age"),
-    "chief_complaint": ("主诉", "Chief complaint", "Presenting complaint"),
-    "present_illness": ("现病史", "History of present illness", "History of presenting complaint", "HPI"),
-    "past_history": ("既往史", "Past medical history", "Past history", "PMH"),
-    "personal_history": ("个人史", "Personal history", "Social history"),
-    "allergies": ("过敏史", "Allergies", "Allergy history"),
-    "marital_history": ("婚育史", "月经史", "Marital history", "Obstetric history"),
-    "family_history": ("家族史", "Family history"),
-    "epidemiology": ("流行病史", "流行病学史", "Epidemiological history"),
-    "examination": ("体格检查", "查体", "Physical examination", "Examination"),
-    "investigations": ("辅助检查", "实验室检查", "Investigations", "Laboratory results"),
-}
-_CANONICAL = {name.casefold(): label for label, names in _LABELS.items() for name in names}
-_LABEL = re.compile(
-    r"(?<![A-Za-z])(?<![A-Za-z] )[【\[]?(?P<name>"
-    + "|".join(sorted(map(re.escape, _CANONICAL), key=len, reverse=True))
-    + r")(?:[】\]]\s*[:：]?|\s*[:：])",
-    re.IGNORECASE,
-)
 
 _NUMERALS = "一二三四五六七八九十"
 _BOUNDARY = r"(?:^|(?<=[\s；;，,、。:：]))"
@@ -90,26 +68,6 @@ def clauses(text: str) -> list[tuple[int, int]]:
         if span := _stripped(text, start, end):
             found.append(span)
         start = after
-    return found
-
-
-@dataclass(frozen=True)
-class Section:
-    """A labelled part of a record. `start` and `end` enclose what follows the label."""
-
-    label: str
-    start: int
-    end: int
-
-
-def sections(text: str) -> list[Section]:
-    """The labelled sections of a record in its order, empty ones too. Both languages share the labels."""
-    matches = list(_LABEL.finditer(text))
-    ends = [*(match.start() for match in matches), len(text)][1:]
-    found = []
-    for match, end in zip(matches, ends, strict=True):
-        start, stop = _stripped(text, match.end(), end) or (match.end(), match.end())
-        found.append(Section(_CANONICAL[match["name"].casefold()], start, stop))
     return found
 
 

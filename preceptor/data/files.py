@@ -1,82 +1,125 @@
-"""Raw files to cases, one row at a time: a bad row stops nothing and is never silent.
-
-An importer turns one JSON object into a case, and raises `BadRow` where it can't.
-"""
+"""Raw files to cases, one row at a time: a bad row stops nothing and is never silent."""
 
 import hashlib
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from preceptor.core.errors import UserError, WorkError
 from preceptor.core.records import Case, Issue
-from preceptor.core.text import normalise
+from preceptor.data import ddxplus, hub
+from preceptor.data.layouts import DDXPLUS, LAYOUTS, SAMPLE, Importer, detect
+from preceptor.data.rows import BadRow, Row, rows
 
 LONGEST = 100_000
 """Characters of the longest text that is taken for one patient's record."""
-Split = Literal["train", "validation", "test"]
-Importer = Callable[[Mapping[str, Any]], Case]
+_DIGEST = re.compile(r"row-[0-9a-f]{16}")
 
 
-class BadRow(ValueError):  # noqa: N818  it is a row, and becomes an issue
-    """A row that makes no case: which field, and why."""
+@dataclass(frozen=True)
+class Imported:
+    """A case, and the line of its file on which it starts."""
 
-    def __init__(self, field: str, reason: str) -> None:
-        super().__init__(f"{field}: {reason}" if field else reason)
-        self.field = field
-        self.reason = reason
-
-
-def read(paths: Iterable[Path], importer: Importer) -> Iterator[Case | Issue]:
-    """A case or an issue for every line that isn't blank. A second case of one id is an issue."""
-    seen: dict[str, str] = {}
-    for path in paths:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip() or line == b"\xef\xbb\xbf\n":
-                    continue
-                try:
-                    case = _checked(importer(json_object(line)))
-                    if case.id in seen:
-                        raise BadRow("id", f"{case.id!r} was met before, at {seen[case.id]}")
-                except Exception as error:  # noqa: BLE001  an importer may be the user's own
-                    failed = f"the importer failed ({type(error).__name__}: {error})"[:200]
-                    bad = error if isinstance(error, BadRow) else BadRow("", failed)
-                    yield Issue(file=str(path), line=number, field=bad.field, reason=bad.reason, action="dropped")
-                    continue
-                seen[case.id] = f"{path}:{number}"
-                yield case
+    line: int
+    case: Case
 
 
-def group_of(text: str) -> str:
-    """The family of a text: the same for texts that differ in case, width and white space alone."""
-    return hashlib.sha256(normalise(text).encode()).hexdigest()[:16]
+class Ids:
+    """The ids that were met, where and with what text, in about 200 bytes each."""
+
+    def __init__(self) -> None:
+        self._places: dict[int, int] = {}
+        self._texts: set[int] = set()
+        self._sources: list[str] = []
+        self._again: Counter[str] = Counter()
+
+    def first(self, case: Case, source: str, line: int) -> str | None:
+        """Where the id was met before; None, and it is remembered, if it wasn't."""
+        digest = _digest(case.id)
+        self._texts.add(_digest(f"{case.id} {case.text}"))
+        if digest in self._places:
+            number, where = divmod(self._places[digest], 1 << 40)
+            return f"{self._sources[number]}:{where}"
+        if not self._sources or self._sources[-1] != source:
+            self._sources.append(source)
+        self._places[digest] = (len(self._sources) - 1 << 40) + line
+        return None
+
+    def has(self, case: Case) -> bool:
+        """Whether the id was met with this very text."""
+        return _digest(f"{case.id} {case.text}") in self._texts
+
+    def next(self, identity: str) -> str:
+        """The id of one more row that has another's."""
+        self._again[identity] += 1
+        name = f"{identity}-{self._again[identity] + 1}"
+        return self.next(identity) if _digest(name) in self._places else name
 
 
-def split_of(group: str, shares: Mapping[Split, float]) -> Split:
-    """Where a family belongs: its own digest decides, so other cases never move it."""
-    place = int(hashlib.sha256(f"split {group}".encode()).hexdigest()[:13], 16) / 16**13 * sum(shares.values())
-    for split, share in shares.items():
-        place -= share
-        if place < 0:
-            return split
-    return next(iter(shares))  # rounding at the very end
+def _digest(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
 
 
-def json_object(line: bytes) -> Mapping[str, Any]:
-    """The object that a line of a JSONL file holds, byte order mark or not."""
+def read(source: Path | str, importer: Importer, met: Ids | None = None) -> Iterator[Imported | Issue]:
+    """A case for every row of a file, or of `hub:owner/name[:config][:split]`, or an issue that tells why not.
+
+    A second row of an id, also in another source that is read with the same `met`, is dropped if its text is the
+    same. With another text it takes the id and a number, and an issue comes before the case that says so.
+    """
+    met = Ids() if met is None else met
+    for line, row in _rows(source):
+        try:
+            if isinstance(row, BadRow):
+                raise row
+            case = _checked(importer(row))
+            own = not (_DIGEST.fullmatch(case.id) and case.id not in row.values())
+            if own and met.has(case):
+                raise BadRow("id", f"{case.id!r} was met before, with the same text, at {met.first(case, '', 0)}")
+            if before := met.first(case, str(source), line):
+                name = met.next(case.id)
+                if own:
+                    reason = f"{case.id!r} was met before, with another text, at {before}; here it is {name!r}"
+                    yield Issue(file=str(source), line=line, field="id", reason=reason, action="changed")
+                case = case.model_copy(update={"id": name})
+                met.first(case, str(source), line)
+        except (UserError, WorkError):
+            raise
+        except Exception as error:  # noqa: BLE001  an importer may be the user's own
+            failed = f"the importer failed ({type(error).__name__}: {error})"
+            bad = error if isinstance(error, BadRow) else BadRow("", failed)
+            yield Issue(file=str(source), line=line, field=bad.field, reason=bad.reason, action="dropped")
+        else:
+            yield Imported(line, case)
+
+
+def head(source: Path | str) -> list[Mapping[str, Any]]:
+    """The first rows that can be read."""
+    return list(islice((row for _, row in _rows(source) if not isinstance(row, BadRow)), SAMPLE))
+
+
+def sniff(source: Path | str) -> str:
+    """The name of the layout that a file is in.
+
+    Raises:
+        UserError: it is in none that is known.
+    """
     try:
-        row = json.loads(line.decode("utf-8-sig"))
-        json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeDecodeError as error:
-        raise BadRow("", f"not UTF-8 (byte {error.start})") from error
-    except UnicodeEncodeError as error:
-        raise BadRow("", "it holds half of a surrogate pair, which is no character") from error
-    except (ValueError, RecursionError) as error:
-        raise BadRow("", f"not JSON ({error})"[:200]) from error
-    if not isinstance(row, dict):
-        raise BadRow("", f"a row must be an object, not {type(row).__name__}")
-    return row
+        return detect(head(source))
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+
+
+def importer_of(layout: str, source: Path | str) -> Importer:
+    """Who reads the rows of a layout by that name."""
+    return ddxplus.importer(Path(source).parent) if layout == DDXPLUS else LAYOUTS[layout]
+
+
+def _rows(source: Path | str) -> Iterator[tuple[int, Row]]:
+    return hub.rows(source) if isinstance(source, str) and source.startswith(hub.PREFIX) else rows(Path(source))
 
 
 def _checked(case: Any) -> Case:
@@ -90,5 +133,5 @@ def _checked(case: Any) -> Case:
     try:
         Case.model_validate_json(case.model_dump_json())
     except ValueError as error:  # nested too deeply; values that JSON has no words for
-        raise BadRow("", f"it can't be kept as JSON ({error})"[:200]) from error
+        raise BadRow("", f"it can't be kept as JSON ({error})") from error
     return case

@@ -2,17 +2,14 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
 from itertools import pairwise
 from math import sqrt
-
-from jinja2 import Environment, StrictUndefined, Template
 
 from preceptor.core.records import Case, Diagnosis, Evidence, FailureKind, Polarity, Prediction
 from preceptor.core.statistics import Bin
 from preceptor.report.metrics import Evaluation
 from preceptor.report.summary import Summary, Words
+from preceptor.report.templates import template
 from preceptor.tasks.diagnosis import grade, ground
 
 WORST, REST = 6, 4
@@ -78,7 +75,7 @@ def render(
 ) -> str:
     """The page. `simulated`: cases are the textbook's. `borrowed`: the teacher's answers serve as gold."""
     kinds = [kind for kind in FailureKind if any(kind in found for found in evaluation.failures.values())]
-    return _template().render(
+    return template("page.html").render(
         words=words,
         title=title,
         summary=summary,
@@ -181,9 +178,3 @@ def collect(evaluated: Mapping[str, Case], wanted: Sequence[str], predictions: I
         if prediction.case_id in places:
             first.setdefault(prediction.case_id, prediction)
     return [example(evaluated[name], first[name]) for name in wanted if name in first]
-
-
-@cache
-def _template() -> Template:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(files(__package__).joinpath("page.html").read_text("utf-8"))

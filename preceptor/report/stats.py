@@ -1,34 +1,41 @@
-"""What is in files of cases and answers: counts, lengths, reasons, diseases; whatever layout they have."""
+"""What is in files of cases and answers: counts, lengths, sections, reasons, diseases; whatever layout they have."""
 
-import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from preceptor.core.errors import UserError
-from preceptor.core.records import Diagnosis
-from preceptor.data.files import BadRow, json_object
+from preceptor.core.records import Case, Consultation, Diagnosis, Prediction, Row
+from preceptor.data.files import Imported, head, importer_of, read, sniff
+from preceptor.data.rows import BadRow, rows
+from preceptor.data.sections import sections
 from preceptor.tasks.diagnosis import parse
 
 _NONE = "–"
+_BARS = "▁▂▃▄▅▆▇█"
+_BINS = 12
 
 
 @dataclass
 class _Tally:
     """What was counted in one file."""
 
+    kind: str = _NONE
     rows: int = 0
     bad: int = 0
-    kinds: Counter[str] = field(default_factory=Counter)
-    case_lengths: list[int] = field(default_factory=list)
-    answer_lengths: list[int] = field(default_factory=list)
+    cases: list[int] = field(default_factory=list)
+    """Characters of each, as are answers."""
+    sections: list[int] = field(default_factory=list)
+    answers: list[int] = field(default_factory=list)
     reasons: list[int] = field(default_factory=list)
+    quoted: list[int] = field(default_factory=list)
+    """Characters of an answer's reasons together."""
     diseases: list[int] = field(default_factory=list)
     abstained: int = 0
     failed: int = 0
@@ -41,103 +48,136 @@ def table(files: Iterable[Path]) -> Table:
         UserError: a file is missing.
     """
     shown = Table(box=SIMPLE_HEAD, pad_edge=False)
-    shown.add_column("")
+    shown.add_column("", no_wrap=True)
     tallies = []
     for path in files:
         shown.add_column(path.name, justify="right", overflow="fold")
         tallies.append(_tally(path))
-    rows: dict[str, Callable[[_Tally], str]] = {
-        "rows": lambda t: f"{t.rows:,}",
-        "of the kind": lambda t: ", ".join(t.kinds) or _NONE,
-        "not understood": lambda t: f"{t.bad:,}",
-        "cases": lambda t: f"{len(t.case_lengths):,}",
-        "characters: median, 95 %, most": lambda t: _spread(t.case_lengths),
-        "answers": lambda t: f"{len(t.answer_lengths):,}",
-        "their characters: median, 95 %, most": lambda t: _spread(t.answer_lengths),
-        "reasons an answer": lambda t: _mean(t.reasons),
-        "diseases an answer": lambda t: _mean(t.diseases),
-        "abstained": lambda t: f"{t.abstained:,}",
-        "failed or unread": lambda t: f"{t.failed:,}",
-    }
-    for name, cell in rows.items():
+    lines: tuple[tuple[str, Callable[[_Tally], str]], ...] = (
+        ("layout", lambda t: t.kind),
+        ("rows", lambda t: f"{t.rows:,}"),
+        ("not understood", lambda t: f"{t.bad:,}"),
+        ("cases", lambda t: f"{len(t.cases):,}"),
+        ("characters a case: mean", lambda t: _mean(t.cases, 0)),
+        ("  median, 95 %, most", lambda t: _spread(t.cases)),
+        ("  from none to most", lambda t: _histogram(t.cases)),
+        ("sections a case", lambda t: _mean(t.sections)),
+        ("answers", lambda t: f"{len(t.answers):,}"),
+        ("characters an answer: mean", lambda t: _mean(t.answers, 0)),
+        ("  median, 95 %, most", lambda t: _spread(t.answers)),
+        ("  from none to most", lambda t: _histogram(t.answers)),
+        ("reasons an answer", lambda t: _mean(t.reasons)),
+        ("  from 0 on", lambda t: _counts(t.reasons)),
+        ("characters of the reasons: mean", lambda t: _mean(t.quoted, 0)),
+        ("diseases an answer", lambda t: _mean(t.diseases)),
+        ("  from 0 on", lambda t: _counts(t.diseases)),
+        ("abstained", lambda t: f"{t.abstained:,}"),
+        ("failed or unread", lambda t: f"{t.failed:,}"),
+    )
+    for name, cell in lines:
         shown.add_row(name, *(cell(tally) for tally in tallies))
     return shown
 
 
 def _tally(path: Path) -> _Tally:
     if not path.is_file():
-        raise UserError(f"{path}: no such file; name JSONL files of cases or answers")
-    tally = _Tally()
-    with path.open("rb") as lines:
-        for line in lines:
-            if not line.strip():
-                continue
-            tally.rows += 1
-            try:
-                row = json_object(line)
-                kind, read = next((k, read) for k, (keys, read) in _LAYOUTS.items() if keys <= row.keys())
-                read(row, tally)
-            except (BadRow, StopIteration, ValueError, TypeError, KeyError, AttributeError):
-                tally.bad += 1
-            else:
-                tally.kinds[kind] += 1
+        raise UserError(f"{path}: no such file; name files of cases or answers")
+    first = head(path)
+    for kind, (record, count) in _OWN.items():
+        if first and all(row.keys() >= _required(record) for row in first):
+            return _own(path, kind, record, count)
+    return _cases(path)
+
+
+def _own(path: Path, kind: str, record: type[Prediction] | type[Row], count: Callable[[Any, _Tally], None]) -> _Tally:
+    """Of a file that this project writes."""
+    tally = _Tally(kind)
+    for _, row in rows(path):
+        tally.rows += 1
+        try:
+            if isinstance(row, BadRow):
+                raise row
+            count(record.model_validate(row), tally)
+        except (BadRow, ValidationError):
+            tally.bad += 1
     return tally
 
 
-def _case(row: Mapping[str, Any], tally: _Tally) -> None:
-    tally.case_lengths.append(len(row["text"]))
-    if row.get("gold"):
-        _diagnosis(Diagnosis.model_validate(row["gold"]) if "diseases" in row["gold"] else None, row["gold"], tally)
+def _cases(path: Path) -> _Tally:
+    """Of a file of cases, in whatever layout; of any other its rows alone."""
+    try:
+        tally = _Tally(sniff(path))
+    except UserError:
+        number = sum(1 for _ in rows(path))
+        return _Tally(rows=number, bad=number)
+    for found in read(path, importer_of(tally.kind, path)):
+        if isinstance(found, Imported):
+            _case(found.case, tally)
+        elif found.action == "dropped":
+            tally.bad += 1
+    tally.rows = tally.bad + len(tally.cases)
+    return tally
 
 
-def _prediction(row: Mapping[str, Any], tally: _Tally) -> None:
-    _diagnosis(Diagnosis.model_validate(row["output"]) if row.get("output") else None, row["text"], tally)
+def _case(case: Case, tally: _Tally) -> None:
+    tally.cases.append(len(case.text))
+    tally.sections.append(len(sections(case.text)))
+    if isinstance(case.gold, Consultation):
+        tally.answers.append(len(case.gold.think) + len(case.gold.answer))
+    elif case.gold:
+        _diagnosis(case.gold, "".join((*case.gold.diseases, *case.gold.reason)), tally)
 
 
-def _row(row: Mapping[str, Any], tally: _Tally) -> None:
-    tally.case_lengths.append(sum(len(message["content"]) for message in row["messages"]))
-    _diagnosis(parse(row["answer"]).output, row["answer"], tally)
+def _prediction(prediction: Prediction, tally: _Tally) -> None:
+    _diagnosis(prediction.output if isinstance(prediction.output, Diagnosis) else None, prediction.text, tally)
 
 
-def _healthai(row: Mapping[str, Any], tally: _Tally) -> None:
-    tally.case_lengths.append(len(row["feature_content"]))
-    answer = row.get("bingli_json") or {key: row[key] for key in ("diseases", "reason") if key in row}
-    if answer:
-        text = answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
-        _diagnosis(parse(text).output, text, tally)
+def _row(row: Row, tally: _Tally) -> None:
+    tally.cases.append(sum(len(message.content) for message in row.messages))
+    _diagnosis(parse(row.answer).output, row.answer, tally)
 
 
-def _instruction(row: Mapping[str, Any], tally: _Tally) -> None:
-    tally.case_lengths.append(len(row["input"]) or len(row["instruction"]))
-    tally.answer_lengths.append(len(row["output"]))
-
-
-_LAYOUTS: dict[str, tuple[set[str], Callable[[Mapping[str, Any], _Tally], None]]] = {
-    "prediction": ({"case_id", "prompt_sha", "text"}, _prediction),
-    "case": ({"id", "text", "group"}, _case),
-    "training row": ({"messages", "answer"}, _row),
-    "HealthAI": ({"id", "feature_content"}, _healthai),
-    "instruction": ({"instruction", "input", "output"}, _instruction),
+_OWN: Mapping[str, tuple[type[Prediction] | type[Row], Callable[[Any, _Tally], None]]] = {
+    "predictions": (Prediction, _prediction),
+    "training rows": (Row, _row),
 }
-"""Each layout by keys that it alone has."""
 
 
-def _diagnosis(output: Diagnosis | None, said: Any, tally: _Tally) -> None:
-    tally.answer_lengths.append(len(said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)))
+def _required(record: type[Prediction] | type[Row]) -> set[str]:
+    return {name for name, field in record.model_fields.items() if field.is_required()}
+
+
+def _diagnosis(output: Diagnosis | None, said: str, tally: _Tally) -> None:
+    tally.answers.append(len(said))
     if output is None:
         tally.failed += 1
         return
     tally.abstained += output.abstained
     tally.reasons.append(len(output.reason))
+    tally.quoted.append(sum(map(len, output.reason)))
     tally.diseases.append(len(output.diseases))
 
 
-def _spread(lengths: list[int]) -> str:
+def _spread(lengths: Sequence[int]) -> str:
     if not lengths:
         return _NONE
     median, most = np.percentile(lengths, [50, 95])
     return f"{median:,.0f}, {most:,.0f}, {max(lengths):,}"
 
 
-def _mean(counts: list[int]) -> str:
-    return f"{np.mean(counts):.2f}" if counts else _NONE
+def _mean(counts: Sequence[int], digits: int = 1) -> str:
+    return f"{np.mean(counts):,.{digits}f}" if counts else _NONE
+
+
+def _histogram(values: Sequence[int]) -> str:
+    return _drawn(np.histogram(values, _BINS, (0, max(values)))[0].tolist()) if values and max(values) else _NONE
+
+
+def _counts(values: Sequence[int]) -> str:
+    return _drawn(np.bincount(values)[: 2 * _BINS].tolist()) if values else _NONE
+
+
+def _drawn(counts: Sequence[int]) -> str:
+    """A bar for each count; none at all is a blank."""
+    most = max(counts)
+    return "".join(_BARS[(len(_BARS) - 1) * count // most] if count else " " for count in counts)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -196,9 +197,9 @@ def _account(predictions: Sequence[Prediction]) -> Mapping[str, Any]:
     }
 
 
-def cases_of(path: Path, limit: int | None) -> list[Case]:
-    """The cases to ask about."""
-    cases = list(read_records(path, Case, limit))
+def cases_of(paths: Sequence[Path], limit: int | None) -> list[Case]:
+    """The cases to ask about: the first `limit` of all the files'."""
+    cases = list(islice((case for path in paths for case in read_records(path, Case)), limit))
     if not cases:
-        raise UserError(f"{path}: no cases here; mend the section that leaves it")
+        raise UserError(f"{paths[0]}: no cases here; mend the section that leaves it")
     return cases

@@ -52,6 +52,8 @@ class Need:
     stages: tuple[str, ...] = ()
     """Only sections of these stages are asked; by default all."""
     required: bool = True
+    watched: bool = False
+    """What is read is held against it, and never depends on it: another one is no other request."""
 
     @property
     def any_of(self) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from pydantic import Field
 from preceptor.core.errors import WorkError
 from preceptor.core.records import Case, Diagnosis, Language, Prediction, Record, Row
 from preceptor.stages.base import Context, Need, Stage, StageConfig, read_records, write_records
+from preceptor.stages.fences import TARGET
 from preceptor.tasks import diagnosis, prompts
 
 UNGROUNDED = "ungrounded"
@@ -22,11 +23,14 @@ class Config(StageConfig):
     """What the student will be asked with."""
     grounded: float = Field(default=0.5, ge=0, le=1)
     """Least share of an answer's reasons that must stand in the record; the others are taken out."""
+    include_target: bool = False
+    """Labels of target cases are learned too: what is trained so is transductive."""
 
     def needs(self) -> tuple[Need, ...]:
         """Labels, and the cases that they are about."""
         own = (Need("prompt", paths=(self.prompt,)),) if self.prompt.endswith(".txt") else ()
-        return (Need("predictions.jsonl", stages=("label",)), Need("train.jsonl"), *own)
+        target = (Need(TARGET, files=("target.jsonl",), required=False),) if self.include_target else ()
+        return (Need("predictions.jsonl", stages=("label",)), Need("train.jsonl"), *target, *own)
 
 
 class Dropped(Record):
@@ -40,7 +44,8 @@ class Dropped(Record):
 
 def run(config: Config, context: Context) -> Mapping[str, Any]:
     """Writes rows.jsonl and dropped.jsonl."""
-    cases = {case.id: case for case in read_records(context.input("train.jsonl"), Case)}
+    paths = (context.input("train.jsonl"), *context.inputs.get(TARGET, ()))
+    cases = {case.id: case for path in paths for case in read_records(path, Case)}
     prompt = prompts.load("diagnosis", config.prompt, config.language)
     dropped: list[Dropped] = []
     kept: Counter[str] = Counter()

@@ -49,9 +49,15 @@ def run(config: Config, context: Context) -> Mapping[str, Any]:
         for path in context.inputs["predictions"]:
             yield from read_records(path, Prediction)
 
-    cases = _answered(read_records(context.input("cases"), Case, config.limit), predictions)
-    evaluator = Evaluator(cases, _teacher(cases, predictions))
     rows = context.optional("rows")
+    learned = {row.case_id for row in read_records(rows, Row)} if rows else set()
+    asked = _answered(read_records(context.input("cases"), Case, config.limit), predictions)
+    cases = [case for case in asked if case.id not in learned]
+    if not cases:
+        raise UserError(f"{context.section}: all {len(asked)} cases were trained on; a figure about them says nothing")
+    if len(cases) < len(asked):
+        context.say(f"{context.section}: {len(asked) - len(cases)} cases were trained on, and are left out")
+    evaluator = Evaluator(cases, _teacher(cases, predictions))
     with context.progress(context.section, None) as tick:
         bag = BagOfWords(labelled(read_records(rows, Row)) if rows else ()).predict(cases)
         every = chain(predictions(), bag, exact(cases))

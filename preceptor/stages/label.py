@@ -5,21 +5,26 @@ from typing import Any
 
 from preceptor.stages.asking import PREDICTIONS, TEACHER, Answers, AskingConfig, cases_of, teacher
 from preceptor.stages.base import Context, Need, Stage, TeacherConfig
+from preceptor.stages.fences import TARGET
 
 
 class Config(AskingConfig):
     """Who labels, and how it is asked."""
 
     teacher: TeacherConfig
+    include_target: bool = False
+    """Label the target cases too, so that they can be learned."""
 
     def needs(self) -> tuple[Need, ...]:
-        """The training cases."""
-        return (Need("train.jsonl"), *self.own_files())
+        """The training cases, and the target's where they are to be learned."""
+        target = (Need(TARGET, files=("target.jsonl",), required=False),) if self.include_target else ()
+        return (Need("train.jsonl"), *target, *self.own_files())
 
 
 def run(config: Config, context: Context) -> Mapping[str, Any]:
     """Writes predictions.jsonl, one for each case."""
-    answers = Answers.begun(config, context, cases_of(context.input("train.jsonl"), config.limit))
+    paths = (context.input("train.jsonl"), *context.inputs.get(TARGET, ()))
+    answers = Answers.begun(config, context, cases_of(paths, config.limit))
     if answers.owed(TEACHER):
         with teacher(config.teacher, context) as completer:
             answers.ask(TEACHER, completer, confidence=False, concurrency=config.concurrency)

@@ -6,8 +6,10 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
+from preceptor.core.errors import UserError
 from preceptor.stages.asking import PREDICTIONS, TEACHER, Answers, AskingConfig, cases_of, teacher
 from preceptor.stages.base import Context, How, Need, Stage, TeacherConfig, needs_torch
+from preceptor.stages.fences import TARGET
 
 BASE, STUDENT = "base", "student"
 _MODEL = ("adapter", "model")
@@ -36,7 +38,11 @@ class Config(AskingConfig):
 
     def needs(self) -> tuple[Need, ...]:
         """The cases, and the models that sections left."""
-        needs = [Need("cases", files=("test.jsonl", "target.jsonl")), *self.own_files()]
+        needs = [
+            Need("cases", files=("test.jsonl",), required=False),
+            Need(TARGET, files=("target.jsonl",), required=False),
+            *self.own_files(),
+        ]
         for model in self.models:
             if model == BASE:
                 needs.append(Need(BASE, files=_MODEL, section=self.student, required=False))
@@ -56,7 +62,10 @@ def _is_elsewhere(model: str) -> bool:
 
 def run(config: Config, context: Context) -> Mapping[str, Any]:
     """Writes predictions.jsonl, one for each model and case."""
-    answers = Answers.begun(config, context, cases_of(context.input("cases"), config.limit))
+    paths = (*context.inputs.get("cases", ()), *context.inputs.get(TARGET, ()))
+    if not paths:
+        raise UserError(f"{context.section}: no test.jsonl and no target.jsonl; name in `from:` what leaves one")
+    answers = Answers.begun(config, context, cases_of(paths, config.limit))
     for model in config.models:
         if not answers.owed(model):
             continue

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from preceptor.core.records import Row
+from preceptor.stages import fences
 from preceptor.stages.base import Context, How, Need, Stage, StageConfig, needs_torch, read_records
 from preceptor.train.config import SftConfig
 
@@ -15,19 +16,22 @@ class Config(StageConfig, SftConfig):
 
     student: str
     """A section that leaves a model, `mini`, `smollm2`, a folder, or a name on the hub."""
+    include_target: bool = False
+    """Rows about target cases may be learned: the student is then transductive, and said to be."""
     gradient_checkpointing: Annotated[bool, How()] = False
     compile: Annotated[bool, How()] = False
     checkpoint_steps: Annotated[int, How()] = Field(default=200, gt=0)
 
     def needs(self) -> tuple[Need, ...]:
-        """The rows, and the student where a section made it."""
+        """The rows, the student where a section made it, and what the rows are held against."""
         made = Need("student", files=("model", "adapter"), section=self.student, required=False)
-        return (Need("rows.jsonl"), made)
+        return (Need("rows.jsonl"), made, *fences.needs())
 
 
 def run(config: Config, context: Context) -> Mapping[str, Any]:
     """Writes adapter/ or model/, and checkpoints/ on the way."""
     rows = list(read_records(context.input("rows.jsonl"), Row, config.limit))
+    transductive = fences.check(context, rows, include_target=config.include_target)
     how = SftConfig.model_validate(config.model_dump(include=set(SftConfig.model_fields)))
     with context.progress(context.section, None) as tick:
         needs_torch(context.section)
@@ -50,7 +54,9 @@ def run(config: Config, context: Context) -> Mapping[str, Any]:
     told = f"{metrics['rows']:.0f} rows learned, loss {metrics['loss']:.3f}"
     refused = f", {metrics['refused']:.0f} refused as too long" if metrics["refused"] else ""
     context.say(f"{context.section}: {told}{refused}")
-    return metrics
+    if transductive:
+        context.say(f"{context.section}: transductive: {transductive} rows are about target cases")
+    return {**metrics, "transductive_rows": transductive}
 
 
 STAGE = Stage("sft", Config, run, leaves=("adapter", "model"), grows=False)

@@ -3,7 +3,6 @@ from pathlib import Path
 
 import pytest
 
-from preceptor.app import cli
 from preceptor.app.stages import STAGES
 from tests.app import toy
 
@@ -21,14 +20,6 @@ def toys(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def command(toys, monkeypatch, capsys):
-    """The command in this process: its exit code, stdout and stderr."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["preceptor", *words])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        shown = capsys.readouterr()
-        return end.value.code, shown.out, shown.err
-
-    return run
+def command(toys, command):
+    """The same beside the toy recipe."""
+    return command

@@ -76,7 +76,7 @@ def test_stats_understands_our_records_and_the_competitions(command):
     assert table["rows"] == ["2", "2", "1"]
     assert table["not understood"] == ["1", "0", "0"]
     assert table["cases"] == ["1", "0", "1"]
-    assert table["diseases an answer"] == ["1.00", "2.00", "2.00"]
+    assert table["diseases an answer"] == ["1.0", "2.0", "2.0"]
     assert table["failed or unread"] == ["0", "1", "0"]
 
 

@@ -6,12 +6,6 @@ from hypothesis import strategies as st
 
 from preceptor.core import text as texts
 
-RECORD = """性别: 男 年龄: 56
-主诉：反复胸痛3天，加重1天。
-【现病史】体温38.6℃，血压150/90mmHg。
-既往史:
-辅助检查: 诊断:1、糖尿病"""
-
 
 @pytest.mark.parametrize(
     ("given_text", "expected"),
@@ -41,35 +35,6 @@ def test_normalise(given_text: str, expected: str) -> None:
 def test_clauses(given_text: str, expected: list[str]) -> None:
     """Numbers stay whole."""
     assert [given_text[a:b] for a, b in texts.clauses(given_text)] == expected
-
-
-def test_sections_of_a_chinese_record() -> None:
-    """On one line or many, with any colon or brackets, empty ones too."""
-    found = [(s.label, RECORD[s.start : s.end]) for s in texts.sections(RECORD)]
-    assert found == [
-        ("sex", "男"),
-        ("age", "56"),
-        ("chief_complaint", "反复胸痛3天，加重1天。"),
-        ("present_illness", "体温38.6℃，血压150/90mmHg。"),
-        ("past_history", ""),
-        ("investigations", "诊断:1、糖尿病"),
-    ]
-
-
-def test_sections_of_an_english_record() -> None:
-    """Longer labels go before their parts."""
-    record = (
-        "Sex: male\nAge: 5\nChief complaint: cough.\nPast medical history: none. Physical examination: clear\nUsage: x"
-    )
-    found = [(s.label, record[s.start : s.end]) for s in texts.sections(record)]
-    assert found == [
-        ("sex", "male"),
-        ("age", "5"),
-        ("chief_complaint", "cough."),
-        ("past_history", "none."),
-        ("examination", "clear\nUsage: x"),
-    ]
-    assert texts.sections("咳嗽三天") == []
 
 
 @pytest.mark.parametrize(
@@ -114,5 +79,3 @@ def test_offsets_lie_in_the_text(given_text: str) -> None:
         assert texts.fold(given_text[start:end]).text == folded.text
     for start, end in texts.clauses(given_text):
         assert given_text[start:end].strip() == given_text[start:end] != ""
-    for section in texts.sections(given_text):
-        assert 0 <= section.start <= section.end <= len(given_text)

@@ -10,7 +10,7 @@ from preceptor.stages.base import write_records
 RECIPE = """
 seed: 1
 student: lessons
-lessons: {rows: 30, vocabulary: 512, hidden: 32, layers: 1}
+lessons: {rows: 30, shares: {write: 1}, vocabulary: 512, hidden: 32, layers: 1}
 prepare: {source: textbook, style: short, train: 1, validation: 0, test: 2}
 sft: {method: full, epochs: 1, batch_size: 4, lr: 1e-3, from: ./own}
 predict: {models: [base, student], max_tokens: 6}

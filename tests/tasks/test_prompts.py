@@ -11,7 +11,7 @@ from preceptor.tasks import prompts
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_the_packages_prompt_shows_the_record_and_names_the_act(language: str) -> None:
-    messages = prompts.load("diagnosis", "zero_shot", language).render("cough\nfever")  # type: ignore[arg-type]
+    messages = prompts.load("diagnosis", "zero_shot", language).render("cough\nfever")
     assert [m.role for m in messages] == ["system", "user"]
     assert prompts.record_in(messages) == "cough\nfever"
     assert prompts.act_in(messages) == "diagnosis"

@@ -1,0 +1,228 @@
+"""Files to splits: what comes in is a case or a reported row, and nothing that is tested on is learned."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from preceptor import api
+from preceptor.core.records import Case, Diagnosis, Issue, Message, Prediction, Row
+from preceptor.data import redteam
+from preceptor.stages.base import read_records, write_records
+
+COMPLAINTS = (
+    "发热伴咳嗽",
+    "反复上腹隐痛",
+    "尿频尿急尿痛",
+    "胸闷心悸气短",
+    "转移性右下腹痛",
+    "头晕伴视物旋转",
+    "腰痛伴血尿",
+)
+COURSES = (
+    "夜间明显，休息后稍缓解",
+    "进食后加重，伴恶心",
+    "活动后出现，持续数分钟",
+    "近来反复，自行服药无好转",
+    "突然起病，逐渐加重",
+)
+
+
+def record(number: int) -> str:
+    """Records of which no two are near copies."""
+    words = "".join(chr(0x4E00 + (number * 7919 + 131 * place) % 20000) for place in range(40))
+    return (
+        f"性别: 男\n年龄: {20 + number % 60}\n主诉: {COMPLAINTS[number % 7]}\n现病史: {COURSES[number % 5]}，{words}。"
+    )
+
+
+def write(name: str, rows: list[dict[str, object]]) -> None:
+    Path(name).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+
+
+def healthai(count: int, start: int = 0) -> list[dict[str, object]]:
+    return [{"id": start + n, "feature_content": record(start + n)} for n in range(count)]
+
+
+def recipe(**prepare: object) -> None:
+    Path("r.yaml").write_text(json.dumps({"seed": 1, "language": "zh", "prepare": {"source": "a.jsonl", **prepare}}))
+
+
+def splits() -> dict[str, list[Case]]:
+    folder = Path("runs/r/prepare")
+    names = ("train", "validation", "test", "benchmark", "target")
+    return {n: list(read_records(folder / f"{n}.jsonl", Case)) for n in names if (folder / f"{n}.jsonl").exists()}
+
+
+def test_shares_families_and_what_is_said_of_each_case(command):
+    rows = healthai(200)
+    rows += [{"id": 1000 + n, "feature_content": record(n).replace("男", "女")} for n in range(20)]  # near copies
+    write("a.jsonl", rows)
+    recipe(train=80, validation=10, test=10, benchmark=5)
+    code, out, err = command("run", "r.yaml")
+    assert code == 0, err
+    found = splits()
+    sizes = {name: len(cases) for name, cases in found.items()}
+    assert sum(sizes[name] for name in ("train", "validation", "test")) == 220
+    assert abs(sizes["train"] - 176) <= 2
+    assert sizes["benchmark"] == 5
+    where = {case.id: (name, case.group) for name, cases in found.items() if name != "benchmark" for case in cases}
+    assert all(where[str(n)] == where[str(1000 + n)] for n in range(20))
+    every = [case for name, cases in found.items() if name != "benchmark" for case in cases]
+    fields = ("risk_level", "specialty", "complexity", "lang_style", "is_deidentified")
+    assert all(case.meta["sources"][field] == "rules" and field in case.meta for case in every for field in fields)
+    metrics = json.loads(Path("runs/r/prepare/metrics.json").read_text())
+    assert (metrics["rows"], metrics["cases"], metrics["near"], metrics["repeated"]) == (220, 220, 20, 0)
+    assert "near copies" in out
+
+
+def test_leaks_are_marked_or_taken_out(command):
+    rows = healthai(20)
+    rows[3]["feature_content"] += "\n辅助检查: 诊断:1、糖尿病"
+    write("a.jsonl", rows)
+    recipe(train=1, validation=0, test=0)
+    assert command("run", "r.yaml")[0] == 0
+    leaky = [case for case in splits()["train"] if case.meta.get("leaks")]
+    assert [(case.id, case.meta["leaks"]) for case in leaky] == [("3", ["辅助检查"])]
+    recipe(train=1, validation=0, test=0, drop_sections=["辅助检查"])
+    assert command("run", "r.yaml", "--fresh")[0] == 0
+    assert not any("糖尿病" in case.text or case.meta.get("leaks") for case in splits()["train"])
+
+
+def test_too_many_bad_rows_are_refused_with_the_first(command):
+    write("a.jsonl", healthai(8))
+    with Path("a.jsonl").open("a") as file:
+        file.write("{broken\n\n[1]\n")
+    recipe()
+    code, _, err = command("run", "r.yaml")
+    assert code == 2
+    assert "2 of 10 rows make no case" in err
+    assert "a.jsonl:9: not JSON" in err
+    assert len(list(read_records(Path("runs/r/prepare/issues.jsonl"), Issue))) >= 2
+    recipe(most_dropped=0.2)
+    assert command("run", "r.yaml", "--fresh")[0] == 0
+
+
+def test_a_target_is_apart_from_all(command):
+    write("a.jsonl", healthai(40))
+    near = [{"id": 900, "feature_content": record(5).replace("男", "女")}]
+    write("b.jsonl", [*healthai(10, 500), *near])
+    recipe(target="b.jsonl", train=8, validation=1, test=1)
+    assert command("run", "r.yaml")[0] == 0
+    found = splits()
+    assert {case.id for case in found["target"]} == {str(n) for n in range(500, 510)} | {"900"}
+    others = {case.id for name in ("train", "validation", "test") for case in found[name]}
+    assert others == {str(n) for n in range(40)} - {"5"}
+    issues = list(read_records(Path("runs/r/prepare/issues.jsonl"), Issue))
+    assert any(issue.action == "dropped" and "'5' is a near copy of a target case" in issue.reason for issue in issues)
+
+
+def rows_about(cases: list[Case], text: str = "") -> list[Row]:
+    turn = "<record>\n{}\n</record>"
+    return [
+        Row(
+            id=f"{case.id}#0",
+            messages=(Message(role="user", content=turn.format(text or case.text)),),
+            answer="{}",
+            case_id=case.id,
+        )
+        for case in cases
+    ]
+
+
+@pytest.fixture
+def prepared(command):
+    """A run with all roles, and a training section that stops before it loads a model."""
+    write("a.jsonl", healthai(40))
+    write("b.jsonl", healthai(10, 500))
+    text = json.dumps(
+        {
+            "student": "no/such-model",
+            "prepare": {"source": "a.jsonl", "target": "b.jsonl", "train": 8, "validation": 1, "test": 1},
+            "sft": {"from": ["prepare", "own"]},
+        }
+    )
+    Path("r.yaml").write_text(text)
+    Path("own").mkdir()
+    assert command("run", "r.yaml", "prepare")[0] == 0
+    return command
+
+
+def test_training_refuses_what_is_tested_on(prepared):
+    found = splits()
+    item = redteam.items()[7]
+    mended = "run prepare again"
+    cases = {
+        "rows are about held-out cases": rows_about(found["train"][:3] + found["test"][:1]),
+        "(target)": rows_about(found["target"][:1]),
+        f"({item.id})": rows_about(found["train"][:1], text=f"主诉: {item.text}。"),
+    }
+    for complaint, rows in cases.items():
+        write_records(Path("own/rows.jsonl"), rows)
+        code, _, err = prepared("run", "r.yaml", "sft", "--fresh")
+        assert (code, complaint in err.splitlines()[-1]) == (2, True), err
+    write_records(Path("own/rows.jsonl"), rows_about(found["train"][:3]))
+    moved = [case.model_copy(update={"id": "moved"}) for case in found["test"][:1]]
+    write_records(Path("runs/r/prepare/train.jsonl"), found["train"] + moved)
+    code, _, err = prepared("run", "r.yaml", "sft", "--fresh")
+    assert (code, mended in err, "moved" in err) == (2, True, True), err
+
+
+def test_a_target_is_learned_only_when_it_is_said(prepared):
+    write_records(Path("own/rows.jsonl"), rows_about(splits()["target"][:2]))
+    code, _, err = prepared("run", "r.yaml", "sft", "include_target=true", "--fresh")
+    assert "held-out" not in err
+    assert "no/such-model" in err  # it got as far as the model
+    assert code == 2
+
+
+def test_no_figure_is_about_a_case_that_was_trained_on(command):
+    gold = Diagnosis(diseases=("Common cold",))
+    cases = [
+        Case(id=str(n), text=f"cough {n}", language="en", source="s", group=str(n), gold=gold, gold_source="human")
+        for n in range(6)
+    ]
+    Path("own").mkdir()
+    write_records(Path("own/target.jsonl"), cases)
+    said = [Prediction(case_id=case.id, model="student", prompt_sha="", output=gold) for case in cases]
+    write_records(Path("own/predictions.jsonl"), said)
+    write_records(Path("own/rows.jsonl"), rows_about(cases[:2]))
+    Path("r.yaml").write_text("evaluate: {from: own}\n")
+    code, out, err = command("run", "r.yaml")
+    assert code == 0, err
+    assert "2 cases were trained on, and are left out" in out
+    assert json.loads(Path("runs/r/evaluate/metrics.json").read_text())["student"]["top1"]["n"] == 4
+    write_records(Path("own/rows.jsonl"), rows_about(cases))
+    code, _, err = command("run", "r.yaml", "--fresh")
+    assert (code, "all 6 cases were trained on" in err) == (2, True)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    flips=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), max_size=12),
+)
+def test_rows_in_are_cases_and_reported_rows(command, flips):
+    """Bytes flipped anywhere: each line is a case, a dropped issue, or a red-team row; never a traceback."""
+    rows = [*healthai(12), {"id": 12, "feature_content": record(12), "source": "red_team_safety"}]
+    content = bytearray("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+    for place, bits in flips:
+        content[int(place * len(content))] ^= bits
+    Path("a.jsonl").write_bytes(content)
+    recipe(most_dropped=1.0, train=1, validation=0, test=1)
+    code, _, err = command("run", "r.yaml", "--fresh")
+    assert (code in (0, 2), "Traceback" in err) == (True, False), err
+    if code == 0:
+        metrics = json.loads(Path("runs/r/prepare/metrics.json").read_text())
+        issues = read_records(Path("runs/r/prepare/issues.jsonl"), Issue)
+        dropped = Counter(issue.action for issue in issues)["dropped"]
+        assert metrics["rows"] == metrics["cases"] + metrics["redteam"] + dropped
+        assert metrics["dropped"] == dropped
+
+
+def test_every_layout_can_be_loaded_in_a_notebook(command, tmp_path):
+    write("a.jsonl", [{"question": "怎么办", "think": "想一想", "answer": "就医"}])
+    (case,) = api.load_cases("a.jsonl")
+    assert (case.text, case.gold.think, case.gold.answer) == ("怎么办", "想一想", "就医")
