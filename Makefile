@@ -33,10 +33,11 @@ quickstart: $(READY)
 quickstart-zh: $(READY)
 	$(BIN)/preceptor run recipes/quickstart-zh.yaml
 
-# Makes the embedded student's weights anew: it took 47 minutes on two shared cores.
+# Makes the embedded student's weights anew: about an hour on two shared cores.
 mini: $(READY)
 	$(BIN)/preceptor run recipes/mini.yaml
-	cp runs/mini/sft/model/*.json runs/mini/sft/model/*.jinja runs/mini/sft/model/*.safetensors preceptor/model/mini/
+	cp $(addprefix runs/mini/sft_more/model/*.,json jinja safetensors) preceptor/model/mini/
+	chmod 644 preceptor/model/mini/*
 	cd preceptor/model/mini && sha256sum *.json *.jinja *.safetensors > SHA256SUMS
 
 test: $(READY_DEV)

@@ -1,18 +1,21 @@
 """Writes lessons in the textbook's language and an untrained model to learn them: where `mini` comes from."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from itertools import repeat
+from typing import Any, Literal
 
 from pydantic import Field
 
-from preceptor.clinical.textbook.book import load
+from preceptor.clinical.textbook.book import Textbook, load, spoken
 from preceptor.core.records import Row
 from preceptor.stages.base import Context, Stage, StageConfig, write_records
 from preceptor.tasks import prompts
-from preceptor.tasks.lessons import LANGUAGES, lessons
+from preceptor.tasks.lessons import KINDS, LANGUAGES, lessons
 
-SPOKEN = 20_000
-"""Lessons that the tokenizer learns from: by then every phrase has been met many times."""
+SPOKEN = 8000
+"""Lessons that the tokenizer learns from."""
+OFTEN = 500
+"""How often it meets each phrase, name and prompt."""
 
 
 class Config(StageConfig):
@@ -20,7 +23,9 @@ class Config(StageConfig):
 
     seed: int
     rows: int = Field(gt=0)
-    vocabulary: int = Field(default=4096, ge=512)
+    shares: dict[Literal[KINDS], float]  # type: ignore[valid-type]  # a tuple's words
+    """Of the kinds of lessons, as these numbers are to one another."""
+    vocabulary: int = Field(default=8192, ge=512)
     hidden: int = Field(default=128, ge=32, multiple_of=32)
     """Width of the model."""
     layers: int = Field(default=4, ge=1)
@@ -34,14 +39,14 @@ def run(config: Config, context: Context) -> Mapping[str, Any]:
     with context.progress("lessons", number) as tick:
 
         def counted() -> Iterator[Row]:
-            for row in lessons(load(), number, config.seed):
+            for row in lessons(load(), config.shares, number, config.seed):
                 yield row
                 tick()
 
         write_records(context.folder / "rows.jsonl", counted())
     context.say(f"{number:,} lessons; learning a tokenizer from them")
     fresh(
-        _texts(lessons(load(), min(number, SPOKEN), config.seed)),
+        _texts(load(), config.shares, lessons(load(), config.shares, SPOKEN, config.seed)),
         context.folder / "model",
         vocabulary=config.vocabulary,
         hidden=config.hidden,
@@ -51,17 +56,20 @@ def run(config: Config, context: Context) -> Mapping[str, Any]:
     return {"rows": number}
 
 
-def _texts(rows: Iterable[Row]) -> Iterator[str]:
-    """All that the tokenizer should know: lessons, the diagnosis prompts, and the diseases' names."""
+def _texts(book: Textbook, shares: Iterable[str], rows: Iterable[Row]) -> Iterator[str]:
+    """All that the tokenizer should know: lessons, and over and over phrases, names and prompts."""
     for row in rows:
-        yield from (message.content for message in row.messages)
+        yield row.messages[-1].content
         yield row.answer
     for language in LANGUAGES:
-        prompt = prompts.load("diagnosis", "zero_shot", language)
-        yield from (turn.content for turn in prompt.turns for _ in range(100))
-    for disease in load().diseases.values():
-        for name in (disease.zh, disease.en, *disease.aliases.zh, *disease.aliases.en):
-            yield from [name] * 20
+        asked = [prompts.load("diagnosis", "zero_shot", language)]
+        asked += [prompts.load("lessons", kind, language) for kind in shares]
+        known = [phrase for _, phrase, _ in spoken(book, language)]
+        known += [finding.words(language).name for finding in book.findings.values()]
+        known += [disease.name(language) for disease in book.diseases.values()]
+        known += [turn.content for prompt in asked for turn in prompt.turns]
+        for text in known:
+            yield from repeat(text, OFTEN)
 
 
 STAGE = Stage("lessons", Config, run, leaves=("rows.jsonl", "model"))

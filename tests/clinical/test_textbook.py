@@ -44,11 +44,11 @@ def test_it_has_twenty_diseases_and_eighty_findings(book: books.Textbook) -> Non
     [
         (
             "diseases",
-            "runny_nose: 0.72",
-            "runny_noze: 0.72",
+            "runny_nose: 0.77",
+            "runny_noze: 0.77",
             "diseases.yaml, common_cold, findings: 'runny_noze'",
         ),
-        ("diseases", "runny_nose: 0.72", "runny_nose: 1.72", "less than or equal to 1"),
+        ("diseases", "runny_nose: 0.77", "runny_nose: 1.72", "less than or equal to 1"),
         (
             "diseases",
             "red_flags: [dyspnoea, spo2_low]",
@@ -68,7 +68,7 @@ def test_it_has_twenty_diseases_and_eighty_findings(book: books.Textbook) -> Non
         ),
         ("world", "[fever, chills,", "[chills,", "'fever' is in 0 blurs"),
         ("world", "age_weights: {child: 0.12", "age_weights: {child: 0.22", "sum to 1"),
-        ("world", "abstain_below: 0.52", "abstain_below: 1.52", "abstain_below"),
+        ("world", "abstain_below: 0.45", "abstain_below: 1.45", "abstain_below"),
     ],
 )
 def test_loading_names_a_mistake(file: str, old: str, new: str, complaint: str) -> None:
@@ -84,7 +84,7 @@ def test_loading_names_a_mistake(file: str, old: str, new: str, complaint: str) 
 def test_each_phrase_is_read_as_what_it_means(book: books.Textbook, language: Language) -> None:
     reader = Reader(book)
     for subject, phrase, form in books.spoken(book, language):
-        assert reader.read(phrase).mentions == (Mention(subject, form, 0, len(phrase)),), phrase  # type: ignore[arg-type]
+        assert reader.read(phrase).mentions == (Mention(subject, form, 0, len(phrase)),), phrase
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -103,15 +103,15 @@ def test_the_reader_finds_what_the_sampler_wrote(book: books.Textbook, language:
 def test_both_languages_say_the_same(book: books.Textbook) -> None:
     names = {d.zh: d.en for d in book.diseases.values()}
     for style in ("full", "short"):
-        zh, en = (sample(200, seed=5, language=language, style=style) for language in LANGUAGES)  # type: ignore[arg-type]
+        zh, en = (sample(200, seed=5, language=language, style=style) for language in LANGUAGES)
         for one, other in zip(zh, en, strict=True):
             assert one.gold is not None
             assert other.gold is not None
             assert {names[d]: p for d, p in (one.differential or {}).items()} == other.differential
-            assert [names[d] for d in one.gold.diseases] == list(other.gold.diseases)  # type: ignore[union-attr]
+            assert [names[d] for d in one.gold.diseases] == list(other.gold.diseases)
             evidence = [
                 [(e.finding, names.get(str(e.disease), e.disease)) for e in case.gold.evidence] for case in (one, other)
-            ]  # type: ignore[union-attr]
+            ]
             assert evidence[0] == evidence[1]
 
 
@@ -138,25 +138,25 @@ def test_every_process_draws_the_same_to_the_last_digit() -> None:
 def test_evidence_stands_where_it_says(many: list[Case]) -> None:
     for case in many[:500]:
         assert case.gold is not None
-        for evidence in case.gold.evidence:  # type: ignore[union-attr]
+        for evidence in case.gold.evidence:
             assert case.text[evidence.start : evidence.end] == evidence.text
-        assert tuple(e.text for e in case.gold.evidence) == case.gold.reason  # type: ignore[union-attr]
+        assert tuple(e.text for e in case.gold.evidence) == case.gold.reason
 
 
 def test_the_limit_leaves_something_to_know_and_something_not_to_be_known(many: list[Case]) -> None:
-    right = [_first(case) in case.gold.diseases or case.expects_abstention for case in many]  # type: ignore[union-attr]
+    right = [_first(case) in case.gold.diseases or case.expects_abstention for case in many]
     assert 0.75 < np.mean(right) < 0.92
-    assert 0.07 < np.mean([case.expects_abstention for case in many]) < 0.13
-    assert 0.13 < np.mean([len(case.gold.diseases) == 2 for case in many]) < 0.17  # type: ignore[union-attr]
+    assert 0.02 < np.mean([case.expects_abstention for case in many]) < 0.13
+    assert 0.1 < np.mean([len(case.gold.diseases) == 2 for case in many]) < 0.14
 
 
 def test_the_posterior_is_calibrated(many: list[Case]) -> None:
     """All marginals of all cases, at the noise floor of a perfect forecaster."""
-    pairs = [(p, d in case.gold.diseases) for case in many for d, p in (case.differential or {}).items()]  # type: ignore[union-attr]
+    pairs = [(p, d in case.gold.diseases) for case in many for d, p in (case.differential or {}).items()]
     confidence, correct = (np.array(column, dtype=float) for column in zip(*pairs, strict=True))
     assert ece(confidence, correct) < 1.5 * ece_floor(confidence)
     first = np.array([next(iter((case.differential or {}).values())) for case in many])
-    right = np.array([_first(case) in case.gold.diseases for case in many], dtype=float)  # type: ignore[union-attr]
+    right = np.array([_first(case) in case.gold.diseases for case in many], dtype=float)
     assert ece(first, right) < 1.5 * ece_floor(first)
 
 
@@ -300,7 +300,7 @@ def test_the_prior_follows_age_and_sex(book: books.Textbook) -> None:
         assert prior.sum() == pytest.approx(1)
         singles = {h[0]: p for h, p in zip(world.hypotheses, prior.tolist(), strict=True) if len(h) == 1}
         assert sum(singles.values()) == pytest.approx(1 - book.world.pairs)
-        expected = {d.id: d.prevalence * d.age[book.band(age)] * d.sex[sex] for d in book.diseases.values()}  # type: ignore[index]
+        expected = {d.id: d.prevalence * d.age[book.band(age)] * d.sex[sex] for d in book.diseases.values()}
         one, other = (
             "acute_cystitis" if "acute_cystitis" in singles else next(iter(singles)),
             list(singles)[-1],

@@ -13,9 +13,11 @@ from preceptor.model.generate import generate
 from preceptor.model.load import Loaded, load
 from preceptor.model.resolve import resolve
 from preceptor.tasks import prompts
-from preceptor.tasks.lessons import lessons
+from preceptor.tasks.lessons import LANGUAGES, lessons
 
 FOLDER = Path(resolve("mini"))
+PRACTISED = ("list", "key", "write", "quote")
+"""The lessons that it was taught last."""
 
 
 @pytest.fixture(scope="module")
@@ -42,14 +44,19 @@ def test_it_has_a_card() -> None:
     assert "recipes/mini.yaml" in card
 
 
+def test_a_disease_is_one_token(mini: Loaded) -> None:
+    """In both languages: so its probability is read off one place."""
+    names = [disease.name(language) for disease in textbook().diseases.values() for language in LANGUAGES]
+    assert {len(mini.tokenizer.encode(name, add_special_tokens=False)) for name in names} == {1}
+
+
 def test_it_has_learnt_its_lessons(mini: Loaded) -> None:
     """On lessons that it has not seen, in both languages."""
-    rows = list(lessons(textbook(), 240, seed=4242))
+    rows = list(lessons(textbook(), dict.fromkeys(PRACTISED, 1), 240, seed=4242))
     asked = [Request(messages=row.messages, sampling=Sampling(max_tokens=160)) for row in rows]
     right = defaultdict(list)
     for row, reply in zip(rows, generate(mini, asked), strict=True):
         right[prompts.act_in(row.messages)].append(reply.text == row.answer)
     share = {act: sum(of) / len(of) for act, of in right.items()}
-    assert share["word"] > 0.9, share
-    assert share["copy"] > 0.7, share
-    assert share["write"] > 0.3, share
+    assert share["write"] > 0.5, share
+    assert share["list"] > 0.3, share
