@@ -8,7 +8,7 @@ READY := .venv/.ready
 READY_DEV := .venv/.ready-dev
 
 help:
-	@echo "make quickstart      label, train, test and report in about ten minutes (English)"
+	@echo "make quickstart      label, train, test and report, in minutes (English)"
 	@echo "make quickstart-zh   the same in Chinese"
 	@echo "make test            the tests that take seconds;  make test-slow  those that take minutes"
 	@echo "make check           lint, types, layers;  make bench  speed and memory against their budgets"

@@ -19,7 +19,7 @@ _CHUNK = 1 << 20
 _FEED = 2048
 """Packed bytes that are unpacked at once: what a hostile file makes of them still fits."""
 _MARKS = {codecs.BOM_UTF8: "UTF-8", codecs.BOM_UTF16_LE: "UTF-16-LE", codecs.BOM_UTF16_BE: "UTF-16-BE"}
-codecs.register_error("preceptor.lost", lambda error: (LOST, error.end))  # type: ignore[attr-defined]
+codecs.register_error("preceptor.lost", lambda error: (LOST, error.end))  # type: ignore[attr-defined]  # decoding errors have an end
 
 
 class Text:

@@ -56,7 +56,7 @@ class Summary(_Frozen):
     repeated: int
     """Cases whose text another one before it has, but for case, width and white space."""
     near: int
-    """Cases beyond those that are in a family with an earlier one."""
+    """Other texts that are near copies of an earlier one."""
     leaks: int
     """Cases whose text states the answer."""
     boilerplate: float
@@ -77,6 +77,7 @@ def summarise(
     layouts: Mapping[str, str],
     *,
     boilerplate: float,
+    near: int,
 ) -> Summary:
     """The figures. `rows` and `layouts` go by file, and are empty for the textbook."""
     every = [case for split, cases in splits.items() if split != "benchmark" for case in cases]
@@ -90,7 +91,7 @@ def summarise(
         splits={split: len(cases) for split, cases in splits.items()},
         families={split: len({case.group for case in cases}) for split, cases in splits.items()},
         repeated=len(every) - len(texts),
-        near=len(texts) - len({case.group for case in every}),
+        near=near,
         leaks=sum(bool(case.meta.get("leaks")) for case in every),
         boilerplate=boilerplate,
         redteam=len(redteam),

@@ -113,6 +113,8 @@ class _Found:
     redteam: list[Case] = field(default_factory=list)
     boilerplate: float = 0.0
     """Share of the characters that stands in many records alike."""
+    near: int = 0
+    """Texts that are near copies of an earlier one."""
 
 
 def run(config: Config, context: Context) -> Mapping[str, Any]:
@@ -122,13 +124,13 @@ def run(config: Config, context: Context) -> Mapping[str, Any]:
     write_records(context.folder / "issues.jsonl", found.issues)
     redteamed = [*redteam.items(), *found.redteam] if found.rows else []
     summary = prepared.summarise(
-        splits, found.redteam, found.issues, found.rows, found.layouts, boilerplate=found.boilerplate
+        splits, found.redteam, found.issues, found.rows, found.layouts, boilerplate=found.boilerplate, near=found.near
     )
     with replacing(context.folder / "report.html") as beside:
         beside.write_text(prepared.render(summary, context.recipe, config.language), "utf-8")
     context.say(prepared.table(summary))
     _refuse_if_bad(config, context, found, splits)
-    if crossed := crossings(splits):
+    if crossed := crossings({**splits, "redteam": redteamed}):
         raise WorkError(f"{context.section}: families cross the splits: {'; '.join(crossed[:3])}")
     for split, cases in splits.items():
         write_records(context.folder / f"{split}.jsonl", cases)
@@ -179,6 +181,9 @@ def _from_files(config: Config, context: Context, found: _Found) -> dict[str, li
             islice(_cases(config, config.source, context.inputs.get("source", ()), found, met, tick), config.limit)
         )
         target = list(_cases(config, config.target, context.inputs.get("target", ()), found, met, tick))
+    planted = {family_key(case.text) for case in found.redteam}  # the same words elsewhere, without the mark
+    found.redteam += [case for case in cases if family_key(case.text) in planted]
+    cases = [case for case in cases if family_key(case.text) not in planted]
     with context.progress(f"{context.section}: near-duplicates", None):
         every = cases + target
         every = joined(every, _families(every, context, found))
@@ -212,6 +217,8 @@ def _families(cases: Sequence[Case], context: Context, found: _Found) -> list[in
         return labels
     for place, first in zip(long, families([texts[place] for place in long]), strict=True):
         labels[place] = long[first]
+    keys = [family_key(case.text) for case in cases]
+    found.near = len({key for key, label in zip(keys, labels, strict=True) if keys[label] != key})
     return labels
 
 

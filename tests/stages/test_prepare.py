@@ -106,6 +106,24 @@ def test_too_many_bad_rows_are_refused_with_the_first(command):
     assert command("run", "r.yaml", "--fresh")[0] == 0
 
 
+def test_visits_of_a_patient_stay_together_and_are_no_near_copies(command):
+    write("a.jsonl", [{"pid": n // 4, "note": record(n)} for n in range(40)])
+    recipe(columns={"text": "note", "patient": "pid"}, by="patient", train=8, validation=1, test=1)
+    code, _, err = command("run", "r.yaml")
+    assert code == 0, err
+    metrics = json.loads(Path("runs/r/prepare/metrics.json").read_text())
+    assert (metrics["cases"], sum(metrics["families"].values()), metrics["near"]) == (40, 10, 0)
+
+
+def test_words_of_a_red_team_row_are_in_no_split(command):
+    rows = healthai(20)
+    write("a.jsonl", [*rows, {**rows[3], "id": 99, "source": "red_team_safety"}])
+    recipe(train=8, validation=1, test=1)
+    assert command("run", "r.yaml")[0] == 0
+    assert "3" not in {case.id for cases in splits().values() for case in cases}
+    assert {"3", "99"} <= {case.id for case in read_records(Path("runs/r/prepare/redteam.jsonl"), Case)}
+
+
 def test_a_target_is_apart_from_all(command):
     write("a.jsonl", healthai(40))
     near = [{"id": 900, "feature_content": record(5).replace("男", "女")}]
