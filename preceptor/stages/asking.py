@@ -129,7 +129,7 @@ class Answers:
 
     def finish(self, models: Iterable[str]) -> dict[str, Any]:
         """Write the answers in the order of models and cases; returns what became of them, by model."""
-        order = {model: [(model, case.id) for case in self.cases] for model in models}
+        order = {model: [(model, case.id) for case in self.cases if (model, case.id) in self.given] for model in models}
         path = self.context.folder / PREDICTIONS
         write_records(path, (self.given[key] for keys in order.values() for key in keys))
         return {model: _account([self.given[key] for key in keys]) for model, keys in order.items()}

@@ -1,14 +1,16 @@
 """Models answer the held-out cases: the student before and after it learned, the teacher, any other."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
 from preceptor.core.errors import UserError
+from preceptor.core.records import Case
 from preceptor.stages.asking import PREDICTIONS, TEACHER, Answers, AskingConfig, cases_of, teacher
-from preceptor.stages.base import Context, How, Need, Stage, TeacherConfig, needs_torch
+from preceptor.stages.base import Context, How, Need, Stage, TeacherConfig, needs_torch, read_records
 from preceptor.stages.fences import TARGET
 
 BASE, STUDENT = "base", "student"
@@ -61,20 +63,26 @@ def _is_elsewhere(model: str) -> bool:
 
 
 def run(config: Config, context: Context) -> Mapping[str, Any]:
-    """Writes predictions.jsonl, one for each model and case."""
+    """Writes predictions.jsonl, one for each model and case.
+
+    What base and teacher say of target cases would be measured by nobody and may cost money: they aren't asked.
+    """
     paths = (*context.inputs.get("cases", ()), *context.inputs.get(TARGET, ()))
     if not paths:
         raise UserError(f"{context.section}: no test.jsonl and no target.jsonl; name in `from:` what leaves one")
     answers = Answers.begun(config, context, cases_of(paths, config.limit))
+    held_out = {case.id for path in context.inputs.get("cases", ()) for case in read_records(path, Case)}
+    measured = replace(answers, cases=[case for case in answers.cases if case.id in held_out])
     for model in config.models:
-        if not answers.owed(model):
+        asked = measured if model in (BASE, TEACHER) else answers
+        if not asked.owed(model):
             continue
         if model == TEACHER:
             assert config.teacher is not None
             with teacher(config.teacher, context) as completer:
-                answers.ask(model, completer, confidence=False, concurrency=config.concurrency)
+                asked.ask(model, completer, confidence=False, concurrency=config.concurrency)
         else:
-            _ask_here(model, config, context, answers)
+            _ask_here(model, config, context, asked)
     account = answers.finish(config.models)
     for model, counts in account.items():
         told = "{answered} of {cases} answered, {abstained} abstained, {failed} failed".format(**counts)

@@ -138,6 +138,18 @@ def test_a_target_is_apart_from_all(command):
     assert any(issue.action == "dropped" and "'5' is a near copy of a target case" in issue.reason for issue in issues)
 
 
+def test_the_teacher_is_not_paid_for_what_nobody_measures(command):
+    write("a.jsonl", healthai(12))
+    write("b.jsonl", healthai(5, 500))
+    head = {"language": "zh", "teacher": {"model": "textbook", "endpoint": "textbook"}}
+    files = {"source": "a.jsonl", "target": "b.jsonl", "train": 1, "validation": 0, "test": 1}
+    Path("r.yaml").write_text(json.dumps({**head, "prepare": files, "predict": {"models": ["teacher"]}}))
+    code, _, err = command("run", "r.yaml")
+    assert code == 0, err
+    said = api.load_predictions("runs/r/predict/predictions.jsonl")
+    assert {p.case_id for p in said} == {case.id for case in splits()["test"]}
+
+
 def rows_about(cases: list[Case], text: str = "") -> list[Row]:
     turn = "<record>\n{}\n</record>"
     return [
