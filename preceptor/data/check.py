@@ -76,7 +76,7 @@ def _without_answer(text: str, case: Case, drop_sections: Sequence[str]) -> tupl
         quote = " ".join(text[leak.start : leak.end][:_QUOTED].split())
         action: Literal["kept", "changed"] = "kept" if leak.section in left else "changed"
         found.append(Finding("text", f"the answer is stated in {leak.section}: {quote}", action))
-    if len(kept) < len(text) and not found:
+    if len(kept) < len(text) and all(finding.action == "kept" for finding in found):
         found.append(Finding("text", f"dropped sections: {', '.join(drop_sections)}", "changed"))
     return kept, [label for label in dict.fromkeys(leak.section for leak in before) if label in left], found[::-1]
 

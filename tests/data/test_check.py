@@ -2,7 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from preceptor.core.records import Case, Consultation, Diagnosis, Evidence
@@ -267,6 +267,7 @@ PIECES = st.sampled_from(
 
 
 @given(st.lists(PIECES).map("".join), st.sampled_from([[], ["诊断"], ["主诉"], ["辅助检查", "x"]]))
+@example("诊断诊断：诊断\n肺炎", ["诊断"])
 def test_no_text_breaks_the_check_and_nothing_is_lost_silently(text, drop):
     kept, findings = check(case(text, "肺炎"), drop)
     if kept is None:

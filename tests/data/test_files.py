@@ -166,6 +166,7 @@ def test_a_byte_that_flips_gives_no_traceback_and_no_silent_loss(tmp_path, name,
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.sampled_from(["plain.jsonl", "gb.jsonl", "windows.jsonl"]), st.lists(st.tuples(PLACES, BITS), max_size=5))
 @example("plain.jsonl", [(0, 1)])
+@example("plain.jsonl", [(1947, 1)])  # an id becomes another row's
 def test_lines_in_are_cases_and_reported_rows(tmp_path, name, flips):
     content = KINDS[name](made())
     for place, bits in flips:
@@ -173,7 +174,9 @@ def test_lines_in_are_cases_and_reported_rows(tmp_path, name, flips):
     if content.count(b"\r") > content.count(b"\n") * 1.5:
         return
     rows = [part for part in content.split(b"\n") if part.strip(b"\t\n\v\f\r \x1c\x1d\x1e\x1f")]
-    assert len(found(tmp_path, content, name)) == len(rows)
+    result = found(tmp_path, content, name)
+    changed = [one for one in result if isinstance(one, Issue) and one.action == "changed"]
+    assert len(result) - len(changed) == len(rows)
 
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

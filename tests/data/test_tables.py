@@ -73,7 +73,7 @@ def test_what_is_no_date_is_named(given):
         iso_date("day", given)
 
 
-@given(st.dates(date(1950, 1, 1), date(2100, 1, 1)), st.sampled_from(["%Y-%m-%d", "%Y/%m/%d", "%Y%m%d", "%d.%m.%Y"]))
+@given(st.dates(date(1950, 1, 1), date(2099, 12, 31)), st.sampled_from(["%Y-%m-%d", "%Y/%m/%d", "%Y%m%d", "%d.%m.%Y"]))
 def test_any_date_in_any_form(day, form):
     assert iso_date("day", day.strftime(form)) == day.isoformat()
     assert iso_date("day", str((day - date(1899, 12, 30)) // timedelta(days=1))) == day.isoformat()
