@@ -142,11 +142,12 @@ class _School:
         return record.text, ask.format(*told), answer
 
     def _quote(self, language: Language, rng: np.random.Generator) -> tuple[str, str, str]:
-        """Findings by name, in no order: the record's words for each, a dash where it has none."""
+        """Findings by name, in no order: the record's words for each that is there, a dash for the others."""
         record, zh = self._record(language, rng), language == "zh"
-        said = {m.subject: record.quote(m) for m in record.mentions if m.form != "blurred"}
-        size = min(len(said), int(rng.integers(1, 9)))
-        asked = rng.choice(list(said), size=size, replace=False).tolist() if said else []
+        told = [m.subject for m in record.mentions if m.form != "blurred"]
+        said = {m.subject: record.quote(m) for m in record.affirmed()}
+        size = min(len(told), int(rng.integers(1, 9)))
+        asked = rng.choice(told, size=size, replace=False).tolist() if told else []
         if not asked or rng.random() < 0.3:  # noqa: PLR2004  often enough to be learnt
             asked.insert(int(rng.integers(len(asked) + 1)), str(rng.choice(self.findings)))
         asked = list(dict.fromkeys(asked))

@@ -201,6 +201,7 @@ pairs: 0.2
 abstain_below: 0.5
 styles: {full: {present: 0.8, absent: 1.0}, short: {present: 0.6, absent: 0.5}}
 forms: {clear: 0.5, lay: 0.3, blurred: 0.2}
+denials: {listed: 0.5, cues: {symptom: {zh: [否认], en: ["denies "]}}}
 groups: {g: {base: 0.1, zh: 甲, en: a}, h: {base: 0.05, zh: 乙, en: b}}
 blurs:
   ab: {findings: [a, b], zh: [子丑], en: [vague one]}

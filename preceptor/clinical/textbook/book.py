@@ -135,6 +135,25 @@ class Forms(_Entry):
         return self
 
 
+class Cues(_Entry):
+    """Words that deny the list behind them, as they stand before it."""
+
+    zh: Phrases
+    en: Phrases
+
+    def words(self, language: str) -> tuple[str, ...]:
+        """The cues of `language`."""
+        return self.zh if language == "zh" else self.en
+
+
+class Denials(_Entry):
+    """How findings are denied together."""
+
+    listed: Probability
+    """Share of the denied findings of these kinds that stand in a list under one cue."""
+    cues: dict[Kind, Cues]
+
+
 class World(_Entry):
     """What holds for all diseases and findings."""
 
@@ -146,6 +165,7 @@ class World(_Entry):
     blurs: dict[str, Blur]
     styles: dict[Style, Writing]
     forms: Forms
+    denials: Denials
     pairs: Probability
     """Share of patients with two diseases."""
     abstain_below: Probability

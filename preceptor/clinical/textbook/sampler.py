@@ -4,16 +4,18 @@ The world of a case (patient, what is told, in which form and order) is drawn fi
 language only chooses the words. So both languages say the same, and case i doesn't depend on how many are drawn.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
+from preceptor.clinical.evidence import polarity
 from preceptor.clinical.textbook.book import Form, Kind, Sex, Style, Textbook
 from preceptor.clinical.textbook.exact import Exact, exact
 from preceptor.clinical.textbook.posterior import SEXES, World
 from preceptor.clinical.textbook.reader import Mention
-from preceptor.core.records import Case, Diagnosis, Language
+from preceptor.core.records import Case, Diagnosis, Language, Polarity
 
 ADULT = 18
 
@@ -25,6 +27,8 @@ class Told:
     subject: str
     form: Form
     choice: float
+    listed: bool = False
+    """Denied together with others: "denies fever, chills"."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ def draw_patient(world: World, rng: np.random.Generator) -> Patient:
 
 def tell(book: Textbook, present: Iterable[str], style: Style, rng: np.random.Generator) -> list[Told]:
     """What a record of `style` says of the findings, in random order; each blurred phrase once."""
-    writing, forms = book.world.styles[style], book.world.forms
+    writing, forms, denials = book.world.styles[style], book.world.forms, book.world.denials
     blur_of = {finding: blur for blur, entry in book.world.blurs.items() for finding in entry.findings}
     there = set(present)
     told: dict[str, Told] = {}
@@ -112,7 +116,7 @@ def tell(book: Textbook, present: Iterable[str], style: Style, rng: np.random.Ge
                 lay = form < forms.blurred + forms.lay
                 told[finding] = Told(finding, "lay" if lay else "clear", choice)
         elif finding not in there and mentioned < entry.absent_mention * writing.absent:
-            told[finding] = Told(finding, "negated", choice)
+            told[finding] = Told(finding, "negated", choice, entry.kind in denials.cues and form < denials.listed)
     details = list(told.values())
     return [details[i] for i in rng.permutation(len(details))]
 
@@ -135,7 +139,7 @@ def write(
 class _Record:
     """A text under way, with the places of what it mentions.
 
-    Affirmed details come before denied ones and a semicolon parts them, for in English a denial reaches over commas.
+    Affirmed details come before denied ones and a semicolon parts them, for a denial reaches over the list behind it.
     """
 
     def __init__(self, book: Textbook, language: Language) -> None:
@@ -143,6 +147,7 @@ class _Record:
         self.text = ""
         self.mentions: list[Mention] = []
         self.stop, self.comma, self.semicolon = ("。", "，", "；") if language == "zh" else (".", ", ", "; ")
+        self.listing = "、" if language == "zh" else ", "
 
     def short(self, patient: Patient, details: dict[Kind, tuple[list[Told], list[Told]]]) -> None:
         """Two or three lines without labels."""
@@ -192,13 +197,40 @@ class _Record:
     def _sentence(self, head: str, details: tuple[list[Told], list[Told]]) -> None:
         if not any(details):
             return
+        affirmed, denied = details
+        listed = [told for told in denied if told.listed and self._items(told)]
+        alone = [told for told in denied if told not in listed]
         self.text += head
-        for number, part in enumerate(part for part in details if part):
-            self.text += self.semicolon if number else ""
-            for place, detail in enumerate(part):
-                self.text += self.comma if place else ""
-                self._mention(detail)
+        self._all(affirmed, self.listing)
+        self.text += self.semicolon if affirmed and denied else ""
+        self._all(alone, self.comma)
+        self.text += self.comma if alone and listed else ""
+        self._denials(listed)
         self.text += self.stop
+
+    def _all(self, details: Iterable[Told], between: str) -> None:
+        for place, told in enumerate(details):
+            self.text += between if place else ""
+            self._mention(told)
+
+    def _denials(self, details: Sequence[Told]) -> None:
+        """Findings under one cue; where it and the first hold a phrase of their own, that phrase is the mention."""
+        for place, told in enumerate(details):
+            finding, items = self.book.findings[told.subject], self._items(told)
+            scaled = told.choice * len(items)
+            item = items[int(scaled)]
+            cues = self.book.world.denials.cues[finding.kind].words(self.language)
+            cue = "" if place else cues[int(scaled % 1 * len(cues))]
+            self.text += self.listing if place else cue
+            own = [p for p in finding.words(self.language).negated if cue and (cue + item).startswith(p)]
+            start = len(self.text) - len(cue) * bool(own)
+            end = start + len(max(own, key=len)) if own else start + len(item)
+            self.mentions.append(Mention(told.subject, told.form, start, end))
+            self.text += item
+
+    def _items(self, told: Told) -> tuple[str, ...]:
+        """The words by which a finding may stand in a list of denials."""
+        return listable(self.language, self.book.findings[told.subject].words(self.language).clear)
 
     def _mention(self, told: Told) -> None:
         if told.form == "blurred":
@@ -208,6 +240,19 @@ class _Record:
         phrase = phrases[int(told.choice * len(phrases))]
         self.mentions.append(Mention(told.subject, told.form, len(self.text), len(self.text) + len(phrase)))
         self.text += phrase
+
+
+@cache
+def listable(language: Language, phrases: tuple[str, ...]) -> tuple[str, ...]:
+    """The phrases that a denial at the head of a list is taken to deny, along with what follows them."""
+    cue, item, between = ("否认", "胸痛", "、") if language == "zh" else ("denies ", "chest pain", ", ")
+
+    def denied(phrase: str) -> bool:
+        text = cue + between.join((item, phrase, item))
+        starts = len(cue + item + between), len(text) - len(item)
+        return all(polarity(text, start, start + len(phrase)) is Polarity.NEGATED for start in starts)
+
+    return tuple(filter(denied, phrases))
 
 
 def _chief(symptoms: tuple[list[Told], list[Told]]) -> tuple[Told | None, tuple[list[Told], list[Told]]]:
