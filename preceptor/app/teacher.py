@@ -5,9 +5,11 @@ language of the record. Illustrative, not for care.
 """
 
 import hashlib
+import json
 import re
 import socket
 import time
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 import uvicorn
@@ -87,12 +89,8 @@ async def chat_completions(asked: _Asked) -> dict[str, Any]:
     """Answers one conversation, `n` times."""
     if asked.model != MODEL:
         raise _BadRequestError(f"model {asked.model!r} is not here; this server has {MODEL!r}", 404)
-    record = _record(asked)
-    language: Language = "zh" if _HAN.search(record) else "en"
-    temperature = 1.0 if asked.temperature is None else asked.temperature
-    texts = [
-        canonical(exact().answer(record, language, temperature, _seed(asked, number))) for number in range(asked.n or 1)
-    ]
+    act, record = _question(asked)
+    texts = [_ACTS[act](record, asked, number) for number in range(asked.n or 1)]
     choices = [_choice(number, text, asked) for number, text in enumerate(texts)]
     prompt_tokens = sum(len(_tokens(str(message.get("content")))) for message in asked.messages)
     completion_tokens = sum(len(_tokens(choice["message"]["content"])) for choice in choices)
@@ -110,8 +108,21 @@ async def chat_completions(asked: _Asked) -> dict[str, Any]:
     }
 
 
-def _record(asked: _Asked) -> str:
-    """The record that the messages show, once they are known to ask for a diagnosis of it."""
+def _diagnosis(record: str, asked: _Asked, number: int) -> str:
+    language: Language = "zh" if _HAN.search(record) else "en"
+    temperature = 1.0 if asked.temperature is None else asked.temperature
+    return canonical(exact().answer(record, language, temperature, _seed(asked, number)))
+
+
+def _metadata(record: str, _: _Asked, __: int) -> str:
+    return json.dumps(exact().metadata(record))
+
+
+_ACTS: Mapping[str, Callable[[str, _Asked, int], str]] = {"diagnosis": _diagnosis, "metadata": _metadata}
+
+
+def _question(asked: _Asked) -> tuple[str, str]:
+    """The act that the messages ask for, and the record that they show."""
     try:
         messages = [Message(role=m["role"], content=_content(m["content"])) for m in asked.messages]
     except (KeyError, TypeError, ValueError) as error:
@@ -119,8 +130,8 @@ def _record(asked: _Asked) -> str:
     act, record = prompts.act_in(messages), prompts.record_in(messages)
     if act is None:
         raise _BadRequestError("the textbook teacher needs a line such as '[act: diagnosis]' in the prompt")
-    if act != "diagnosis":
-        raise _BadRequestError(f"the textbook teacher doesn't know the act {act!r}; it knows 'diagnosis'")
+    if act not in _ACTS:
+        raise _BadRequestError(f"the textbook teacher doesn't know the act {act!r}; it knows {', '.join(_ACTS)}")
     if record is None:
         raise _BadRequestError("the textbook teacher needs the record between <record> and </record>")
     if asked.response_format and asked.response_format.get("type") not in (
@@ -129,7 +140,7 @@ def _record(asked: _Asked) -> str:
         "json_schema",
     ):
         raise _BadRequestError("response_format.type: one of text, json_object, json_schema")
-    return record
+    return act, record
 
 
 def _content(content: Any) -> str:

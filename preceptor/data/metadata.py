@@ -83,6 +83,11 @@ def metadata(case: Case) -> dict[str, Any]:
     return {**meta, "sources": sources}
 
 
+def specialties() -> tuple[str, ...]:
+    """All that a case's specialty may be."""
+    return (*_table()["specialty"], "pediatrics", "general")
+
+
 def _ruled(case: Case) -> dict[str, Any]:
     told = _told(case.text)
     risk = _risk(told, case.language)

@@ -1,14 +1,17 @@
 """Which split a case belongs to, such that no patient and no near copy stands on both sides.
 
 A *unit* is what stays together: cases of one group, or of one text. Groups come from the file (the patient),
-from the text, and from `joined`, which puts near copies into one.
+from the text, and from `joined`, which puts near copies into one. All of it works on what `member` keeps of a
+case, so that files of millions fit into memory.
 """
 
 import hashlib
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import date
+from functools import cache
 from itertools import accumulate, islice
 from typing import Literal
 
@@ -30,8 +33,34 @@ def family_key(text: str) -> str:
     return hashlib.sha256(normalise(text).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def joined(cases: Sequence[Case], families: Sequence[int]) -> list[Case]:
-    """The cases with groups that hold near copies together, in the same order.
+@dataclass(frozen=True, slots=True)
+class Member:
+    """What splits need to know of a case."""
+
+    id: str
+    group: str
+    text: str
+    """Its `family_key`."""
+    day: date | None
+    stratum: tuple[str, str]
+    """Specialty and risk level."""
+
+
+def member(case: Case) -> Member:
+    """What splits need to know of `case`."""
+    group, text = case.group, family_key(case.text)
+    stratum = _stratum(str(case.meta.get("specialty", "")), str(case.meta.get("risk_level", "")))
+    return Member(case.id, text if group == text else group, text, _day(case), stratum)
+
+
+@cache
+def _stratum(specialty: str, risk: str) -> tuple[str, str]:
+    """One object for all members of a stratum."""
+    return specialty, risk
+
+
+def joined(cases: Sequence[Member], families: Sequence[int]) -> list[Member]:
+    """The members with groups that hold near copies together, in the same order.
 
     Args:
         cases: in their groups so far.
@@ -42,24 +71,25 @@ def joined(cases: Sequence[Case], families: Sequence[int]) -> list[Case]:
         takes in, a patient's before a text's.
     """
     links: list[Hashable] = list(families)
-    groups: list[Case] = list(cases)
+    groups = list(cases)
     for unit in _units(cases, links):
         keys = _keys(cases, unit)
         name = min((cases[place].group for place in unit), key=lambda group: (group in keys, group))
         for place in unit:
-            groups[place] = cases[place].model_copy(update={"group": name})
+            if cases[place].group != name:
+                groups[place] = replace(cases[place], group=name)
     return groups
 
 
 def assign(
-    cases: Sequence[Case],
+    cases: Sequence[Member],
     shares: Mapping[Split, float],
     by: Literal["family", "patient", "date"] = "family",
     seed: int = 0,
 ) -> list[Split]:
     """The split of each case. Units stay whole; the order of the cases changes nothing.
 
-    By family or patient, units are dealt out evenly within each specialty and risk level (`meta`), and a split
+    By family or patient, units are dealt out evenly within each specialty and risk level, and a split
     has more than its share by less than the largest unit. By patient, every case must have one, that is a group
     which is no text's `family_key`. By date (`meta["date"]`), the earliest units go to train and the latest to
     test, whatever their strata. A unit counts as late as its latest case, so that train holds nothing from
@@ -80,7 +110,7 @@ def assign(
     if by == "date":
         places = _by_date(cases, units, portions)
     else:
-        units.sort(key=lambda unit: _stratum(cases[place] for place in unit))
+        units.sort(key=lambda unit: _commonest(cases[place] for place in unit))
         places = _dealt(units, portions)
     found: dict[int, Split] = {}
     for unit, split in zip(units, places, strict=True):
@@ -88,25 +118,25 @@ def assign(
     return [found[place] for place in range(len(cases))]
 
 
-def benchmark(cases: Iterable[Case], number: int) -> list[Case]:
-    """The best `number` of the held-out cases, or fewer if there aren't so many; in the order of their ids.
+def benchmark(cases: Iterable[Case], number: int) -> list[str]:
+    """The ids of the best `number` of the held-out cases, or of fewer if there aren't so many; sorted.
 
     Never one that states its answer (`meta["leaks"]`) and never two of a group; the specialties in turn. Best
     is gold with its reasons, then gold, then the record with the most sections filled; the rest is by lot.
     """
-    best: dict[str, tuple[tuple[int, int, str], Case]] = {}
+    best: dict[str, tuple[tuple[int, int, str], str, str]] = {}
     for case in cases:
         if not case.meta.get("leaks"):
-            ranked = (_rank(case), case)
-            best[case.group] = min(best.get(case.group, ranked), ranked, key=lambda pair: pair[0])
-    queues: defaultdict[str, list[Case]] = defaultdict(list)
-    for _, case in sorted(best.values(), key=lambda pair: pair[0]):
-        queues[str(case.meta.get("specialty", ""))].append(case)
+            ranked = (_rank(case), case.id, str(case.meta.get("specialty", "")))
+            best[case.group] = min(best.get(case.group, ranked), ranked)
+    queues: defaultdict[str, list[str]] = defaultdict(list)
+    for _, identity, specialty in sorted(best.values()):
+        queues[specialty].append(identity)
     turns = sorted((turn, specialty) for specialty, queue in queues.items() for turn in range(len(queue)))
-    return sorted((queues[specialty][turn] for turn, specialty in islice(turns, number)), key=lambda case: case.id)
+    return sorted(queues[specialty][turn] for turn, specialty in islice(turns, number))
 
 
-def crossings(splits: Mapping[str, Sequence[Case]]) -> list[str]:
+def crossings(splits: Mapping[str, Sequence[Member]]) -> list[str]:
     """A line for every unit that stands in more than one split, naming ids; none is the proof that no unit does.
 
     A benchmark may share cases with validation and test, of which it is a selection. Leave out what may cross.
@@ -125,13 +155,13 @@ def crossings(splits: Mapping[str, Sequence[Case]]) -> list[str]:
     return sorted(lines)
 
 
-def _units(cases: Sequence[Case], links: Sequence[Hashable] | None = None) -> list[list[int]]:
+def _units(cases: Sequence[Member], links: Sequence[Hashable] | None = None) -> list[list[int]]:
     """The places of the cases, those together that share group, text or link."""
     groups = Groups(len(cases))
-    first: dict[Hashable, int] = {}
-    for place, case in enumerate(cases):
-        keys: list[Hashable] = [("group", case.group), ("text", family_key(case.text))]
-        for key in keys if links is None else [*keys, ("link", links[place])]:
+    shared: list[Iterable[Hashable]] = [(case.group for case in cases), (case.text for case in cases)]
+    for keys in shared if links is None else [*shared, links]:
+        first: dict[Hashable, int] = {}
+        for place, key in enumerate(keys):
             groups.merge(first.setdefault(key, place), place)
     units: defaultdict[int, list[int]] = defaultdict(list)
     for place in range(len(cases)):
@@ -139,11 +169,11 @@ def _units(cases: Sequence[Case], links: Sequence[Hashable] | None = None) -> li
     return list(units.values())
 
 
-def _keys(cases: Sequence[Case], unit: Iterable[int]) -> set[str]:
-    return {family_key(cases[place].text) for place in unit}
+def _keys(cases: Sequence[Member], unit: Iterable[int]) -> set[str]:
+    return {cases[place].text for place in unit}
 
 
-def _nameless(cases: Sequence[Case], unit: Sequence[int]) -> list[int]:
+def _nameless(cases: Sequence[Member], unit: Sequence[int]) -> list[int]:
     """The cases of a unit whose group came from a text."""
     keys = _keys(cases, unit)
     return [place for place in unit if cases[place].group in keys]
@@ -162,9 +192,9 @@ def _dealt(units: Sequence[Sequence[int]], portions: Mapping[Split, float]) -> l
     return places
 
 
-def _by_date(cases: Sequence[Case], units: list[list[int]], portions: Mapping[Split, float]) -> list[Split]:
+def _by_date(cases: Sequence[Member], units: list[list[int]], portions: Mapping[Split, float]) -> list[Split]:
     """Sorts the units by date, and cuts where the shares say: a unit goes where its middle lies."""
-    days = [_day(case) for case in cases]
+    days = [case.day for case in cases]
     _demand("date", cases, [place for place, day in enumerate(days) if day is None])
     units.sort(key=lambda unit: max(day for place in unit if (day := days[place])))
     borders = list(accumulate(portions[split] * len(cases) for split in SPLITS))
@@ -180,7 +210,7 @@ def _day(case: Case) -> date | None:
         return None
 
 
-def _demand(name: str, cases: Sequence[Case], lacking: Sequence[int]) -> None:
+def _demand(name: str, cases: Sequence[Member], lacking: Sequence[int]) -> None:
     if lacking:
         ids = _told([cases[place].id for place in sorted(lacking)])
         raise UserError(
@@ -193,9 +223,9 @@ def _told(ids: Sequence[str]) -> str:
     return ", ".join(ids[:_SHOWN]) + (f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else "")
 
 
-def _stratum(cases: Iterable[Case]) -> tuple[str, str]:
-    """Specialty and risk level of most of a unit's cases."""
-    counts = Counter((str(case.meta.get("specialty", "")), str(case.meta.get("risk_level", ""))) for case in cases)
+def _commonest(cases: Iterable[Member]) -> tuple[str, str]:
+    """The stratum of most of a unit's cases."""
+    counts = Counter(case.stratum for case in cases)
     return min(counts, key=lambda stratum: (-counts[stratum], stratum))
 
 

@@ -1,11 +1,11 @@
 """What became of the rows of a user's files: the figures, a table for the terminal, a page."""
 
 import re
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable
 from itertools import pairwise
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -18,6 +18,7 @@ from preceptor.report.templates import template
 
 _PARTICULARS = re.compile(r"'[^']*'|\"[^\"]*\"|\d+|(?<=: ).*|(?<=at ).*")
 _EDGES = (0, 50, 100, 200, 300, 500, 1000, 2000, 5000, 20_000)
+_RANGES = [*(f"{low:,}–{high - 1:,}" for low, high in pairwise(_EDGES)), f"{_EDGES[-1]:,} +"]
 _SHOWN = 3
 
 
@@ -69,58 +70,80 @@ class Summary(_Frozen):
     """Of cases: characters in ranges, language, and the metadata's fields."""
 
 
-def summarise(
-    splits: Mapping[str, Sequence[Case]],
-    redteam: Sequence[Case],
-    issues: Iterable[Issue],
-    rows: Mapping[str, int],
-    layouts: Mapping[str, str],
-    *,
-    boilerplate: float,
-    near: int,
-) -> Summary:
-    """The figures. `rows` and `layouts` go by file, and are empty for the textbook."""
-    every = [case for split, cases in splits.items() if split != "benchmark" for case in cases]
-    texts = {family_key(case.text) for case in every}
-    found = list(issues)
-    return Summary(
-        rows=sum(rows.values()) or len(every),
-        cases=len(every),
-        dropped=sum(issue.action == "dropped" for issue in found),
-        sources=tuple(Source(name=name, layout=layouts[name], rows=count) for name, count in rows.items()),
-        splits={split: len(cases) for split, cases in splits.items()},
-        families={split: len({case.group for case in cases}) for split, cases in splits.items()},
-        repeated=len(every) - len(texts),
-        near=near,
-        leaks=sum(bool(case.meta.get("leaks")) for case in every),
-        boilerplate=boilerplate,
-        redteam=len(redteam),
-        gold=dict(Counter(case.gold_source or "none" for case in every)),
-        issues=_kinds(found),
-        distributions={
-            "characters": _histogram([len(case.text) for case in every]),
-            "language": dict(Counter(case.language for case in every)),
-            **{name: dict(Counter(str(case.meta.get(name, "–")) for case in every).most_common()) for name in FIELDS},
-        },
-    )
+class Tally:
+    """Counts rows, issues and cases as they come, and keeps none of them."""
 
+    def __init__(self) -> None:
+        self.rows: Counter[str] = Counter()
+        """Of each file; none for the textbook."""
+        self.layouts: dict[str, str] = {}
+        """Of each file."""
+        self.dropped = 0
+        """Rows that make no case."""
+        self.first: Issue | None = None
+        """The first of them."""
+        self.near = 0
+        self.boilerplate = 0.0
+        self._kinds: dict[tuple[str, str, str], tuple[int, list[str]]] = {}
+        self._splits: dict[str, Counter[str]] = {}
+        self._texts: set[str] = set()
+        self._leaks = 0
+        self._counts: dict[str, Counter[str]] = {
+            name: Counter() for name in ("gold", "characters", "language", *FIELDS)
+        }
 
-def _kinds(issues: Iterable[Issue]) -> tuple[Kind, ...]:
-    """Issues that differ in particulars alone, together; the commonest first."""
-    places: dict[tuple[str, str, str], list[str]] = {}
-    for issue in issues:
+    def issue(self, issue: Issue) -> None:
+        """Counts one with those that differ from it in particulars alone."""
         kind = issue.field, _PARTICULARS.sub("…", issue.reason), issue.action
-        places.setdefault(kind, []).append(f"{issue.file}:{issue.line}")
-    return tuple(
-        Kind(field=field, reason=reason, action=action, count=len(where), places=tuple(where[:_SHOWN]))
-        for (field, reason, action), where in sorted(places.items(), key=lambda item: -len(item[1]))
-    )
+        count, places = self._kinds.get(kind, (0, []))
+        self._kinds[kind] = count + 1, places if len(places) == _SHOWN else [*places, f"{issue.file}:{issue.line}"]
+        if issue.action == "dropped":
+            self.dropped += 1
+            self.first = self.first or issue
 
+    def case(self, case: Case, splits: Collection[str]) -> None:
+        """Counts a case and the splits that it is in."""
+        for split in splits:
+            self._splits.setdefault(split, Counter())[case.group] += 1
+        self._texts.add(family_key(case.text))
+        self._leaks += bool(case.meta.get("leaks"))
+        told = {
+            "gold": case.gold_source or "none",
+            "characters": _RANGES[bisect_right(_EDGES, len(case.text)) - 1],
+            "language": case.language,
+            **{name: str(case.meta.get(name, "–")) for name in FIELDS},
+        }
+        for name, value in told.items():
+            self._counts[name][value] += 1
 
-def _histogram(lengths: Sequence[int]) -> dict[str, int]:
-    counts, _ = np.histogram(lengths, [*_EDGES, np.inf])
-    names = [f"{low:,}–{high - 1:,}" for low, high in pairwise(_EDGES)] + [f"{_EDGES[-1]:,} +"]
-    return {name: int(count) for name, count in zip(names, counts, strict=True) if count}
+    def summary(self, splits: Iterable[str], redteam: int) -> Summary:
+        """The figures; `splits` in the order in which they are shown, and how many rows are red-team items."""
+        cases = self._counts["language"].total()
+        gold, characters = self._counts["gold"], self._counts["characters"]
+        kinds = sorted(self._kinds.items(), key=lambda item: -item[1][0])
+        return Summary(
+            rows=self.rows.total() or cases,
+            cases=cases,
+            dropped=self.dropped,
+            sources=tuple(Source(name=name, layout=self.layouts[name], rows=n) for name, n in self.rows.items()),
+            splits={split: self._splits.get(split, Counter()).total() for split in splits},
+            families={split: len(self._splits.get(split, ())) for split in splits},
+            repeated=cases - len(self._texts),
+            near=self.near,
+            leaks=self._leaks,
+            boilerplate=self.boilerplate,
+            redteam=redteam,
+            gold=dict(gold),
+            issues=tuple(
+                Kind(field=field, reason=reason, action=action, count=count, places=tuple(places))
+                for (field, reason, action), (count, places) in kinds
+            ),
+            distributions={
+                "characters": {name: characters[name] for name in _RANGES if characters[name]},
+                "language": dict(self._counts["language"]),
+                **{name: dict(self._counts[name].most_common()) for name in FIELDS},
+            },
+        )
 
 
 def table(summary: Summary) -> Table:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from preceptor.core.errors import UserError
 from preceptor.core.records import Case, Row
 from preceptor.data import redteam
-from preceptor.data.splits import crossings
+from preceptor.data.splits import crossings, member
 from preceptor.stages.base import Context, Need, read_records
 from preceptor.tasks import prompts
 
@@ -29,7 +29,7 @@ def check(context: Context, rows: Sequence[Row], *, include_target: bool) -> int
         UserError: a family stands in two splits, a row is about a held-out case, or it holds a red-team item.
     """
     splits = {
-        need.name: list(read_records(context.inputs[need.name][0], Case))
+        need.name: [member(case) for case in read_records(context.inputs[need.name][0], Case)]
         for need in needs()
         if context.optional(need.name)
     }

@@ -1,8 +1,8 @@
 """Raw files, or the textbook, become cases in splits; what is wrong with a row is written down."""
 
 import glob
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -20,10 +20,21 @@ from preceptor.data.layouts import DDXPLUS, LAYOUTS, Importer
 from preceptor.data.metadata import metadata
 from preceptor.data.sections import boilerplate, stripped
 from preceptor.data.similar import families
-from preceptor.data.splits import SPLITS, Split, assign, benchmark, crossings, family_key, joined
+from preceptor.data.splits import SPLITS, Member, Split, assign, benchmark, crossings, family_key, joined, member
 from preceptor.data.tables import Columns
 from preceptor.report import prepared
-from preceptor.stages.base import Context, Need, Stage, StageConfig, replacing, resolve_callable, write_records
+from preceptor.stages.base import (
+    Context,
+    Lines,
+    Need,
+    Stage,
+    StageConfig,
+    Ticks,
+    read_records,
+    replacing,
+    resolve_callable,
+    write_records,
+)
 
 TEXTBOOK = "textbook"
 AUTO = "auto"
@@ -102,62 +113,90 @@ def _expand(name: str, sources: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(paths))
 
 
-@dataclass
-class _Found:
-    """What came of the rows."""
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """The group of a case, and the splits that it goes to: none if it is left out."""
 
-    rows: Counter[str] = field(default_factory=Counter)
-    """Of each file."""
-    layouts: dict[str, str] = field(default_factory=dict)
-    issues: list[Issue] = field(default_factory=list)
+    group: str
+    splits: tuple[str, ...] = ()
+
+
+@dataclass
+class _Rows:
+    """What is known of the rows. Their cases wait in a file until it is known where they go."""
+
+    waiting: Path
+    tally: prepared.Tally
+    issues: Lines
     redteam: list[Case] = field(default_factory=list)
-    boilerplate: float = 0.0
-    """Share of the characters that stands in many records alike."""
-    near: int = 0
-    """Texts that are near copies of an earlier one."""
+    """The rows that are red-team items."""
+    refused: int = 0
+    """Rows that can't be used."""
+
+    def cases(self) -> Iterator[Case]:
+        """The cases in their order."""
+        return read_records(self.waiting, Case)
+
+    def issue(self, issue: Issue) -> None:
+        """Writes down what is wrong with a row, and counts it."""
+        self.issues.write(issue)
+        self.tally.issue(issue)
 
 
 def run(config: Config, context: Context) -> Mapping[str, Any]:
     """Writes a file for each split, issues.jsonl and report.html."""
-    found = _Found()
-    splits = _from_textbook(config, context) if config.source == (TEXTBOOK,) else _from_files(config, context, found)
-    write_records(context.folder / "issues.jsonl", found.issues)
-    redteamed = [*redteam.items(), *found.redteam] if found.rows else []
-    summary = prepared.summarise(
-        splits, found.redteam, found.issues, found.rows, found.layouts, boilerplate=found.boilerplate, near=found.near
-    )
-    with replacing(context.folder / "report.html") as beside:
-        beside.write_text(prepared.render(summary, context.recipe, config.language), "utf-8")
-    context.say(prepared.table(summary))
-    _refuse_if_bad(config, context, found, splits)
-    if crossed := crossings({**splits, "redteam": redteamed}):
-        raise WorkError(f"{context.section}: families cross the splits: {'; '.join(crossed[:3])}")
-    for split, cases in splits.items():
-        write_records(context.folder / f"{split}.jsonl", cases)
-    write_records(context.folder / "redteam.jsonl", redteamed)
+    textbook = config.source == (TEXTBOOK,)
+    splits = [*SPLITS, *["benchmark"] * bool(config.benchmark), *["target"] * bool(config.target)]
+    listed, waiting = context.folder / "issues.jsonl", context.folder / ".cases.jsonl"
+    for path in (listed, waiting):
+        path.unlink(missing_ok=True)
+    with Lines(listed) as issues, ExitStack() as files:
+        rows = _Rows(waiting, prepared.Tally(), issues)
+        files.callback(waiting.unlink, missing_ok=True)
+        places = _of_textbook(config, context, rows) if textbook else _of_files(config, context, rows)
+        out = {split: files.enter_context(_written(context.folder / f"{split}.jsonl")) for split in splits}
+        for case, place in zip(rows.cases(), places, strict=True):
+            if place.splits:
+                rows.tally.case(case := _in_group(case, place.group), place.splits)
+            for split in place.splits:
+                out[split](case)
+        summary = rows.tally.summary(splits, len(rows.redteam))
+        with replacing(context.folder / "report.html") as beside:
+            beside.write_text(prepared.render(summary, context.recipe, config.language), "utf-8")
+        context.say(prepared.table(summary))
+        _refuse_if_bad(config, context, rows, summary)
+    write_records(context.folder / "redteam.jsonl", [] if textbook else [*redteam.items(), *rows.redteam])
     return summary.model_dump(mode="json")
 
 
-def _refuse_if_bad(config: Config, context: Context, found: _Found, splits: Mapping[str, list[Case]]) -> None:
-    dropped = sum(issue.action == "dropped" for issue in found.issues)
-    where = f"see {context.folder / 'issues.jsonl'}"
-    first = next((issue for issue in found.issues if issue.action == "dropped"), None)
+@contextmanager
+def _written(path: Path) -> Iterator[Callable[[Case], Any]]:
+    """Takes cases for a file, which is there once all went well."""
+    with replacing(path) as beside, beside.open("wb") as file:
+        yield lambda case: file.write(case.model_dump_json().encode() + b"\n")
+
+
+def _in_group(case: Case, group: str) -> Case:
+    return case if case.group == group else case.model_copy(update={"group": group})
+
+
+def _refuse_if_bad(config: Config, context: Context, rows: _Rows, summary: prepared.Summary) -> None:
+    first = rows.tally.first
     told = f"; the first: {first.file}:{first.line}: {first.problem}" if first else ""
-    if not any(splits.values()) and not found.redteam:
+    if not summary.cases and not rows.redteam:
         raise UserError(f"{context.section}: {', '.join(config.source)} gives no case{told}")
-    rows = found.rows.total()
-    if dropped > config.most_dropped * rows:
+    if rows.refused > config.most_dropped * summary.rows:
         raise UserError(
-            f"{context.section}: {dropped} of {rows} rows make no case, more than most_dropped={config.most_dropped} "
-            f"allows{told}; {where}"
+            f"{context.section}: {rows.refused} of {summary.rows} rows make no case, more than most_dropped="
+            f"{config.most_dropped} allows{told}; see {context.folder / 'issues.jsonl'}"
         )
 
 
-def _from_textbook(config: Config, context: Context) -> dict[str, list[Case]]:
+def _of_textbook(config: Config, context: Context, rows: _Rows) -> list[_Place]:
     """Each split has a seed of its own, so that one can grow while the others stay. No text stands in two of them."""
-    splits: dict[str, list[Case]] = {}
     taken: dict[str, Split] = {}
-    with context.progress(context.section, sum(config.sizes.values())) as tick:
+    places: list[_Place] = []
+    with Lines(rows.waiting) as waiting, context.progress(context.section, sum(config.sizes.values())) as tick:
         for place, split in reversed(list(enumerate(SPLITS))):  # what is tested on has the first choice
             number = min(config.sizes[split], config.limit or config.sizes[split])
             seed = len(SPLITS) * config.seed + place
@@ -167,85 +206,120 @@ def _from_textbook(config: Config, context: Context) -> dict[str, list[Case]]:
                     if taken.setdefault(family_key(case.text), split) == split:
                         yield case
 
-            splits[split] = []
             for case in islice(drawn(), number):
-                splits[split].append(case)
+                waiting.write(case)
+                places.append(_Place(case.group, (split,)))
                 tick()
-    return {split: splits[split] for split in SPLITS}
+    return places
 
 
-def _from_files(config: Config, context: Context, found: _Found) -> dict[str, list[Case]]:
+def _of_files(config: Config, context: Context, rows: _Rows) -> list[_Place]:
+    members: list[Member] = []
+    origins: list[tuple[str, int]] = []
     met = Ids()
-    with context.progress(context.section, None) as tick:
-        cases = list(
-            islice(_cases(config, config.source, context.inputs.get("source", ()), found, met, tick), config.limit)
-        )
-        target = list(_cases(config, config.target, context.inputs.get("target", ()), found, met, tick))
-    planted = {family_key(case.text) for case in found.redteam}  # the same words elsewhere, without the mark
-    found.redteam += [case for case in cases if family_key(case.text) in planted]
-    cases = [case for case in cases if family_key(case.text) not in planted]
+    with Lines(rows.waiting) as waiting, context.progress(context.section, None) as tick:
+
+        def gather(name: str, sources: Sequence[str], limit: int | None) -> int:
+            found = _cases(config, [*context.inputs.get(name, ()), *filter(_on_hub, sources)], rows, met, tick)
+            for origin, case in islice(found, limit):
+                waiting.write(case)
+                members.append(member(case))
+                origins.append(origin)
+            return len(members)
+
+        own = gather("source", config.source, config.limit)
+        gather("target", config.target, None)
+    rows.refused = rows.tally.dropped
+    planted = {family_key(case.text) for case in rows.redteam}  # the same words elsewhere, without the mark
+    out = {place for place, one in enumerate(members[:own]) if one.text in planted}
+    rows.redteam = [_in_group(case, family_key(case.text)) for case in (*rows.redteam, *_chosen(rows.cases(), out))]
     with context.progress(f"{context.section}: near-duplicates", None):
-        every = cases + target
-        every = joined(every, _families(every, context, found))
-    cases, target = every[: len(cases)], every[len(cases) :]
-    wanted = {case.group for case in target}
-    apart = [case for case in cases if case.group not in wanted]  # a near copy of a target case would give it away
-    for case in cases:
-        if case.group in wanted:
-            reason = f"{case.id!r} is a near copy of a target case"
-            found.issues.append(Issue(file=", ".join(config.source), line=0, reason=reason, action="dropped"))
-    splits: dict[str, list[Case]] = {split: [] for split in SPLITS}
-    for case, split in zip(apart, assign(apart, config.sizes, config.by, config.seed) if apart else [], strict=True):
-        splits[split].append(case)
+        members = joined(members, _families(rows, members, out, context))
+    wanted = {one.group for one in members[own:]}
+    for place, one in enumerate(members[:own]):
+        if one.group in wanted and place not in out:  # it would give the target case away
+            file, line = origins[place]
+            reason = f"{one.id!r} is a near copy of a target case"
+            rows.issue(Issue(file=file, line=line, field="text", reason=reason, action="dropped"))
+            out.add(place)
+    apart = [place for place in range(own) if place not in out]
+    assigned = assign([members[place] for place in apart], config.sizes, config.by, config.seed) if apart else []
+    splits: dict[int, tuple[str, ...]] = {place: (split,) for place, split in zip(apart, assigned, strict=True)}
+    splits.update((place, ("target",)) for place in range(own, len(members)))
+    _prove(context, members, splits)
     if config.benchmark:
-        splits["benchmark"] = benchmark(splits["validation"] + splits["test"], config.benchmark)
-    if config.target:
-        splits["target"] = target
-    return splits
+        held = {place for place, (split,) in splits.items() if split in ("validation", "test")}
+        best = set(benchmark(_chosen(rows.cases(), held, members), config.benchmark))
+        splits.update((place, (*splits[place], "benchmark")) for place in held if members[place].id in best)
+    return [_Place(one.group, splits.get(place, ())) for place, one in enumerate(members)]
 
 
-def _families(cases: Sequence[Case], context: Context, found: _Found) -> list[int]:
+def _on_hub(source: str) -> bool:
+    return source.startswith(hub.PREFIX)
+
+
+def _chosen(cases: Iterable[Case], places: Collection[int], members: Sequence[Member] | None = None) -> Iterator[Case]:
+    """The cases at some places, in the groups of their members."""
+    if places:
+        for place, case in enumerate(cases):
+            if place in places:
+                yield _in_group(case, members[place].group) if members else case
+
+
+def _prove(context: Context, members: Sequence[Member], splits: Mapping[int, tuple[str, ...]]) -> None:
+    roles: dict[str, list[Member]] = {}
+    for place, (split,) in splits.items():
+        roles.setdefault(split, []).append(members[place])
+    if crossed := crossings(roles):
+        raise WorkError(f"{context.section}: families cross the splits: {'; '.join(crossed[:3])}")
+
+
+def _families(rows: _Rows, members: Sequence[Member], out: Collection[int], context: Context) -> list[int]:
     """A number for each case, the same for near copies."""
-    common = boilerplate(case.text for case in cases)
-    texts = [stripped(case.text, common) for case in cases]
-    whole = sum(len(stripped(case.text, ())) for case in cases)
-    found.boilerplate = 1 - sum(map(len, texts)) / max(1, whole)
-    labels = list(range(len(cases)))
-    long = [place for place, text in enumerate(texts) if len(text) >= SHORT]
+    common = boilerplate(case.text for case in rows.cases())
+    labels = list(range(len(members)))
+    long: list[int] = []
+    texts: list[str] = []
+    left = whole = 0
+    for place, case in enumerate(rows.cases()):
+        text = stripped(case.text, common)
+        left, whole = left + len(text), whole + len(stripped(case.text, ()))
+        if len(text) >= SHORT and place not in out:
+            long.append(place)
+            texts += [text] if len(texts) < MOST else []
+    rows.tally.boilerplate = 1 - left / max(1, whole)
     if len(long) > MOST:
         context.say(f"{context.section}: {len(long):,} texts are too many to compare each with each: equal ones alone")
         return labels
-    for place, first in zip(long, families([texts[place] for place in long]), strict=True):
+    for place, first in zip(long, families(texts), strict=True):
         labels[place] = long[first]
-    keys = [family_key(case.text) for case in cases]
-    found.near = len({key for key, label in zip(keys, labels, strict=True) if keys[label] != key})
+    near = {one.text for one, label in zip(members, labels, strict=True) if members[label].text != one.text}
+    rows.tally.near = len(near)
     return labels
 
 
 def _cases(
-    config: Config, sources: Iterable[str], paths: Iterable[Path], found: _Found, met: Ids, tick: Any
-) -> Iterator[Case]:
-    """The cases of the sources, checked; what is wrong with a row goes to `found`."""
-    named: list[Path | str] = [*paths, *(source for source in sources if source.startswith(hub.PREFIX))]
-    for source in named:
-        importer, found.layouts[str(source)] = _importer(config, source)
+    config: Config, sources: Iterable[Path | str], rows: _Rows, met: Ids, tick: Ticks
+) -> Iterator[tuple[tuple[str, int], Case]]:
+    """The cases of the sources, checked, each with its file and line; what is wrong with a row goes to `rows`."""
+    for source in sources:
+        name = str(source)
+        importer, rows.tally.layouts[name] = _importer(config, source)
         for row in read(source, importer, met):
             if isinstance(row, Issue):
-                found.issues.append(row)
+                rows.issue(row)
             if isinstance(row, Imported) or row.action == "dropped":
                 tick()
-                found.rows[str(source)] += 1
+                rows.tally.rows[name] += 1
             if isinstance(row, Issue):
                 continue
             case, findings = check(row.case, config.drop_sections)
-            found.issues += [
-                Issue(file=str(source), line=row.line, field=f.field, reason=f.reason, action=f.action)
-                for f in findings
-            ]
+            for f in findings:
+                rows.issue(Issue(file=name, line=row.line, field=f.field, reason=f.reason, action=f.action))
             if case is not None and redteam.is_redteam(case):
-                found.redteam.append(metadata_of(case))
+                rows.redteam.append(metadata_of(case))
             elif case is not None:
-                yield metadata_of(case)
+                yield (name, row.line), metadata_of(case)
 
 
 def metadata_of(case: Case) -> Case:

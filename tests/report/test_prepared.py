@@ -24,8 +24,18 @@ ISSUES = [
 ]
 
 
+def tally(file: str) -> prepared.Tally:
+    counts = prepared.Tally()
+    counts.rows[file], counts.layouts[file], counts.boilerplate, counts.near = 6, "healthai", 0.25, 1
+    for issue in ISSUES:
+        counts.issue(issue)
+    for one in (*SPLITS["train"], *SPLITS["test"]):
+        counts.case(one, [split for split, cases in SPLITS.items() if one in cases])
+    return counts
+
+
 def test_figures_add_up() -> None:
-    summary = prepared.summarise(SPLITS, [], ISSUES, {"a.jsonl": 6}, {"a.jsonl": "healthai"}, boilerplate=0.25, near=1)
+    summary = tally("a.jsonl").summary(SPLITS, redteam=0)
     assert (summary.rows, summary.cases, summary.dropped) == (6, 4, 2)
     assert (summary.repeated, summary.near, summary.leaks) == (1, 1, 1)
     assert summary.families == {"train": 1, "test": 1, "benchmark": 1}
@@ -38,9 +48,7 @@ def test_figures_add_up() -> None:
 
 
 def test_the_page_escapes_data_and_speaks_both_languages() -> None:
-    summary = prepared.summarise(
-        SPLITS, [], ISSUES, {"<i>.jsonl": 6}, {"<i>.jsonl": "healthai"}, boilerplate=0.25, near=1
-    )
+    summary = tally("<i>.jsonl").summary(SPLITS, redteam=0)
     for language, headline in (("en", "6 rows gave 4 cases; 2 were dropped"), ("zh", "6 行得到 4 个病例；剔除 2 行")):
         html = prepared.render(summary, "run", language)
         assert headline in html

@@ -171,3 +171,18 @@ def test_cases_that_are_none_are_told_by_file(tmp_path):
     path.write_text("not json\n")
     with pytest.raises(UserError, match=r"a\.jsonl: no known layout: it has no row that can be read"):
         api.load_cases(path)
+
+
+def test_a_teacher_refines_the_metadata(command):
+    """The textbook's cases come with their own specialty; the teacher's word replaces it and is marked."""
+    Path("r.yaml").write_text(RECIPE.replace("label: {}", "refine: {}\nlabel: {}"))
+    assert command("run", "r.yaml", "prepare", "refine", "label")[0] == 0
+    before = {case.id: case for case in api.load_cases("runs/r/prepare/train.jsonl")}
+    after = api.load_cases("runs/r/refine/train.jsonl")
+    assert [case.id for case in after] == list(before)
+    assert {case.meta["sources"]["risk_level"] for case in after} == {"teacher"}
+    assert {case.meta["risk_level"] for case in after} <= {"low", "medium", "high", "critical"}
+    assert all(case.model_copy(update={"meta": before[case.id].meta}) == before[case.id] for case in after)
+    assert len(api.load_predictions("runs/r/label/predictions.jsonl")) == 12
+    sent = json.loads(Path("runs/r/refine/metrics.json").read_text())
+    assert (sent["cases"], sent["refined"], sent["failed"]) == (18, 18, 0)

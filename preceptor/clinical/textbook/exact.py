@@ -13,6 +13,10 @@ SUPPORTS = float(np.log(1.5))
 """A finding speaks for a disease when it is at least half as likely again with it as overall."""
 REASONS = 4
 """Most reasons that an answer gives."""
+_RISKS = ("low", "medium", "high", "high", "critical", "critical")
+"""By severity, one more with a red flag."""
+_FEW, _MANY = 5, 12
+"""Details of a simple record, and of one that isn't complex."""
 
 
 class Exact:
@@ -47,6 +51,21 @@ class Exact:
             reason=tuple(e.text for e in evidence),
             evidence=evidence,
         )
+
+    def metadata(self, text: str) -> dict[str, str | int]:
+        """What kind of case the record is: by its likeliest disease, red flags, number of details and lay words."""
+        reading = self.reader.read(text)
+        first = self.book.diseases[next(iter(self.world.posterior(reading).marginals))]
+        forms = [mention.form for mention in reading.mentions]
+        flagged = any(m.subject in first.red_flags for m in reading.mentions if m.form in ("clear", "lay"))
+        risk = min(first.severity + flagged, len(_RISKS)) if forms else 1
+        lay = forms.count("lay") / max(1, len(forms))
+        return {
+            "risk_level": _RISKS[risk - 1],
+            "specialty": first.specialty if forms else "general",
+            "complexity": 1 + (len(forms) > _FEW) + (len(forms) > _MANY),
+            "lang_style": "colloquial" if lay > 1 / 2 else "standard" if lay else "professional",
+        }
 
     def evidence(
         self,
