@@ -33,7 +33,7 @@ quickstart: $(READY)
 quickstart-zh: $(READY)
 	$(BIN)/preceptor run recipes/quickstart-zh.yaml
 
-# Makes the embedded student's weights anew: about an hour on two shared cores.
+# Makes the embedded student's weights anew: an hour and a quarter on a core.
 mini: $(READY)
 	$(BIN)/preceptor run recipes/mini.yaml
 	cp $(addprefix runs/mini/sft_more/model/*.,json jinja safetensors) preceptor/model/mini/

@@ -274,6 +274,11 @@ def resolve_callable(name: str, builtins: Mapping[str, Callable[..., Any]], what
     return found  # type: ignore[no-any-return]  # only calling it can tell
 
 
+def folder(model: str) -> tuple[str, ...]:
+    """A model's name if it is a folder's: what lies in it then belongs to the request."""
+    return (model,) if model and Path(model).is_dir() else ()
+
+
 def needs_torch(what: str) -> None:
     """One line instead of a traceback where the part that trains is not installed."""
     if importlib.util.find_spec("torch") is None:

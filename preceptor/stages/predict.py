@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
@@ -10,7 +9,7 @@ from pydantic import Field, model_validator
 from preceptor.core.errors import UserError
 from preceptor.core.records import Case
 from preceptor.stages.asking import PREDICTIONS, TEACHER, Answers, AskingConfig, cases_of, teacher
-from preceptor.stages.base import Context, How, Need, Stage, TeacherConfig, needs_torch, read_records
+from preceptor.stages.base import Context, How, Need, Stage, TeacherConfig, folder, needs_torch, read_records
 from preceptor.stages.fences import TARGET
 
 BASE, STUDENT = "base", "student"
@@ -47,11 +46,12 @@ class Config(AskingConfig):
         ]
         for model in self.models:
             if model == BASE:
-                needs.append(Need(BASE, files=_MODEL, section=self.student, required=False))
+                paths = folder(self.student or "")
+                needs.append(Need(BASE, files=_MODEL, section=self.student, paths=paths, required=False))
             elif model == STUDENT:
                 needs.append(Need(STUDENT, files=_MODEL, stages=("sft",)))
-            elif Path(model).is_dir():
-                needs.append(Need(model, paths=(model,)))
+            elif paths := folder(model):
+                needs.append(Need(model, paths=paths))
             elif model != TEACHER and not _is_elsewhere(model):
                 needs.append(Need(model, files=_MODEL, section=model))
         return tuple(needs)

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from preceptor.core.records import Row
 from preceptor.stages import fences
-from preceptor.stages.base import Context, How, Need, Stage, StageConfig, needs_torch, read_records
+from preceptor.stages.base import Context, How, Need, Stage, StageConfig, folder, needs_torch, read_records
 from preceptor.train.config import SftConfig
 
 
@@ -23,8 +23,9 @@ class Config(StageConfig, SftConfig):
     checkpoint_steps: Annotated[int, How()] = Field(default=200, gt=0)
 
     def needs(self) -> tuple[Need, ...]:
-        """The rows, the student where a section made it, and what the rows are held against."""
-        made = Need("student", files=("model", "adapter"), section=self.student, required=False)
+        """The rows, the student where it is a section's or a folder, and what the rows are held against."""
+        left = ("model", "adapter")
+        made = Need("student", files=left, section=self.student, paths=folder(self.student), required=False)
         return (Need("rows.jsonl"), made, *fences.needs())
 
 

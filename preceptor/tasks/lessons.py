@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from preceptor.clinical.textbook.book import Style, Textbook
+from preceptor.clinical.textbook.book import Style, Textbook, Writing
 from preceptor.clinical.textbook.exact import REASONS
 from preceptor.clinical.textbook.posterior import SEXES
 from preceptor.clinical.textbook.reader import Mention
@@ -28,6 +28,8 @@ ASKED = 5
 """Keys of one lesson."""
 SPEAKS = 0.12
 """Chance that a finding speaks for a letter."""
+WRITING = Writing(present=0.92, absent=0.6, listed=0.9)
+"""Denials are many, and mostly in lists, so that they are learnt."""
 FULL = 0.04
 """Share of records with a hospital's sections."""
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
@@ -82,7 +84,7 @@ class _School:
         style: Style = "full" if rng.random() < FULL else "short"
         sex = SEXES[int(rng.integers(2))]
         patient = Patient(sex, int(rng.integers(3, 91)), int(rng.integers(1, 15)), (), frozenset(present))
-        text, mentions = write(self.book, patient, tell(self.book, present, "short", rng), language, style)
+        text, mentions = write(self.book, patient, tell(self.book, present, WRITING, rng), language, style)
         return _Record(text, mentions)
 
     def _name(self, finding: str, language: Language) -> str:

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class TokenWeights(BaseModel):
@@ -26,6 +26,9 @@ class SftConfig(BaseModel):
 
     method: Literal["lora", "full"] = "lora"
     lr: float = Field(default=2e-4, gt=0)
+    embedding_lr: float | None = Field(default=None, gt=0)
+    """Of the token embeddings, and of a head that shares them, by default `lr`. A small model whose tokens are
+    phrases learns what they speak for mostly there."""
     epochs: float = Field(default=3, gt=0)
     batch_size: int = Field(default=16, gt=0)
     """Rows a step and device, before accumulation; with packing, on average."""
@@ -50,3 +53,9 @@ class SftConfig(BaseModel):
     """Compile the model first: takes a minute or two and a C++ compiler, and pays in runs much longer than that."""
     checkpoint_steps: int = Field(default=200, gt=0)
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _moved(self) -> "SftConfig":
+        if self.embedding_lr is not None and self.method == "lora":
+            raise ValueError("embedding_lr: an adapter leaves the embeddings as they are; use method: full, or drop it")
+        return self

@@ -71,6 +71,7 @@ def train(
         args=_arguments(out / "checkpoints", config, bf16=compute == torch.bfloat16),
         train_dataset=pack(examples) if config.packing else unpacked(examples),
         data_collator=collate,
+        embedding_lr=config.embedding_lr,
     )
     trainer.remove_callback(PrinterCallback)
     progress = _Progress(trainer, on_log, lambda: _held_out_loss(trainer, held_out))
@@ -105,10 +106,21 @@ class _Trainer(Trainer):  # type: ignore[misc]  # its types aren't read
 
     loss_is_scaled_for_ga = True
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, *, embedding_lr: float | None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.embedding_lr = embedding_lr
         self.model_accepts_loss_kwargs = True  # so the loss is divided by what all of a step's batches weigh
         self.tokens = 0
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """The library's, with a group of their own for the embeddings where they have a rate of their own."""
+        optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
+        if self.embedding_lr is not None:
+            embedding = self.model.get_input_embeddings().weight
+            group = next(g for g in optimizer.param_groups if any(p is embedding for p in g["params"]))
+            group["params"] = [p for p in group["params"] if p is not embedding]
+            optimizer.add_param_group({**group, "params": [embedding], "lr": self.embedding_lr})
+        return optimizer
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of like length, the same after a resume."""

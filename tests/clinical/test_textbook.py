@@ -13,7 +13,7 @@ from preceptor.clinical.textbook import book as books
 from preceptor.clinical.textbook.exact import Exact, exact
 from preceptor.clinical.textbook.posterior import World
 from preceptor.clinical.textbook.reader import Mention, Reader, Reading
-from preceptor.clinical.textbook.sampler import draw_patient, sample, tell, write
+from preceptor.clinical.textbook.sampler import Patient, Told, draw_patient, sample, tell, write
 from preceptor.core.records import Case, Language
 from preceptor.core.statistics import ece, ece_floor
 
@@ -94,10 +94,25 @@ def test_the_reader_finds_what_the_sampler_wrote(book: books.Textbook, language:
     for number in range(400):
         rng = np.random.default_rng([3, number])
         patient = draw_patient(answerer.world, rng)
-        told = tell(book, patient.present, style, rng)
+        told = tell(book, patient.present, book.world.styles[style], rng)
         text, mentions = write(book, patient, told, language, style)
         expected = Reading(patient.sex, patient.age, style, tuple(mentions))
         assert answerer.reader.read(text) == expected, text
+
+
+@pytest.mark.parametrize(
+    ("language", "listed"),
+    [("en", "denies fever, chills, dysuria"), ("zh", "否认发热、寒战、尿痛")],
+)
+def test_one_cue_denies_a_list(book: books.Textbook, language: Language, listed: str) -> None:
+    """The first item and its cue are a phrase of their own, the others are named by the words that affirm them."""
+    told = [Told(f, "negated", 0.0, listed=True) for f in ("fever", "chills", "dysuria")]
+    text, mentions = write(book, Patient("male", 40, 3, (), frozenset()), told, language, "short")
+    assert listed in text
+    assert [(m.subject, m.form) for m in mentions] == [(t.subject, "negated") for t in told]
+    assert Reader(book).read(text).mentions == tuple(mentions)
+    alone = [Told(t.subject, "negated", 0.0) for t in told]
+    assert listed not in write(book, Patient("male", 40, 3, (), frozenset()), alone, language, "short")[0]
 
 
 def test_both_languages_say_the_same(book: books.Textbook) -> None:
@@ -199,9 +214,9 @@ ages: {young: [0, 39], old: [40, 90]}
 age_weights: {young: 0.4, old: 0.6}
 pairs: 0.2
 abstain_below: 0.5
-styles: {full: {present: 0.8, absent: 1.0}, short: {present: 0.6, absent: 0.5}}
+styles: {full: {present: 0.8, absent: 1.0, listed: 0.5}, short: {present: 0.6, absent: 0.5, listed: 0.0}}
 forms: {clear: 0.5, lay: 0.3, blurred: 0.2}
-denials: {listed: 0.5, cues: {symptom: {zh: [否认], en: ["denies "]}}}
+denials: {symptom: {zh: [否认], en: ["denies "]}}
 groups: {g: {base: 0.1, zh: 甲, en: a}, h: {base: 0.05, zh: 乙, en: b}}
 blurs:
   ab: {findings: [a, b], zh: [子丑], en: [vague one]}
@@ -237,7 +252,7 @@ def test_the_posterior_agrees_with_brute_force(seed: int) -> None:
     rng = np.random.default_rng(seed)
     patient = draw_patient(answerer.world, rng)
     style: books.Style = "full" if seed % 2 else "short"
-    told = tell(book, patient.present, style, rng)
+    told = tell(book, patient.present, book.world.styles[style], rng)
     text, _ = write(book, patient, told, "en", style)
     said = {(t.subject, t.form if t.form in ("negated", "blurred") else "said") for t in told}
     weights = np.array(

@@ -67,3 +67,14 @@ def test_without_the_library(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match="needs datasets: pip install"):
         next(hub.rows("hub:a/b"))
+
+
+def test_the_library_itself_reads_a_folder_as_it_reads_a_hub(tmp_path, monkeypatch):
+    """What is named owner/name here is a folder, which needs no network."""
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    lines = [f'{{"question": "q{n}", "think": "t", "answer": "x"}}\n' for n in range(3)]
+    (tmp_path / "a" / "b" / "train.jsonl").write_text("".join(lines))
+    monkeypatch.chdir(tmp_path)
+    assert [(number, row["question"]) for number, row in hub.rows("hub:a/b")] == [(1, "q0"), (2, "q1"), (3, "q2")]
+    with pytest.raises(UserError, match="not reached"):
+        list(hub.rows("hub:a/b:test"))

@@ -33,3 +33,11 @@ def test_a_student_learns_and_predicts(command):
     assert all(isinstance(p, Prediction) and p.usage.completion_tokens for p in predictions)
     code, out, _ = command("diagnose", "Cough for three days.", "--model", "runs/r/sft")
     assert (code, bool(out.strip())) == (0, True)
+
+    # Another model in the folder that a recipe names is another request.
+    own = ("student=runs/r/lessons/model",)
+    assert command("run", "r.yaml", "prepare", "sft", *own, "--runs", "again")[0] == 0
+    Path("runs/r/lessons/model/generation_config.json").write_text("{}")
+    code, _, err = command("run", "r.yaml", "sft", *own, "--runs", "again")
+    assert code == 2
+    assert "inputs.student changed" in err

@@ -13,7 +13,7 @@ from tests.model import tiny
 
 ROWS = [tiny.row(number) for number in range(12)]
 LORA = SftConfig(batch_size=4, epochs=2, lr=1e-3, dropout=0.1, rank=2, checkpoint_steps=1)
-FULL = LORA.model_copy(update={"method": "full", "dropout": 0.0})
+FULL = LORA.model_copy(update={"method": "full", "dropout": 0.0, "embedding_lr": 5e-3})
 PACKED = FULL.model_copy(update={"packing": True, "batch_size": 5})
 
 

@@ -45,6 +45,24 @@ def test_training_lowers_the_loss_and_leaves_a_model(base, tmp_path, config):
     assert reply.usage.completion_tokens
 
 
+def test_embeddings_learn_at_a_rate_of_their_own(base, tmp_path):
+    """At next to none they stay, and all else moves; at their default they move too."""
+    train(base, ROWS, tmp_path / "own", FULL.model_copy(update={"embedding_lr": 1e-12}))
+    train(base, ROWS, tmp_path / "default", FULL)
+    before, own, default = (
+        load_file(base / "model.safetensors"),
+        weights(tmp_path / "own"),
+        weights(tmp_path / "default"),
+    )
+    name = "model.embed_tokens.weight"
+    assert torch.allclose(own[name], before[name], atol=1e-9)
+    assert not torch.allclose(default[name], before[name], atol=1e-4)
+    moved = [key for key in before if not torch.allclose(own[key], before[key], atol=1e-5)]
+    assert len(moved) > len(before) / 2
+    with pytest.raises(ValueError, match="embedding_lr: an adapter leaves the embeddings as they are"):
+        SftConfig(method="lora", embedding_lr=1e-3)
+
+
 def test_adapter_names_its_base_as_it_was_called(base, tmp_path, monkeypatch):
     """A name stays a name, so the folder can move; a folder becomes absolute."""
     real = sft.resolve

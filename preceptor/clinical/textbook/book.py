@@ -119,6 +119,8 @@ class Writing(_Entry):
     """Probability that a finding that is there is mentioned."""
     absent: Annotated[float, Field(gt=0, le=1)]
     """Factor on `Finding.absent_mention`."""
+    listed: Probability
+    """Share of the denied findings that stand in a list under one cue."""
 
 
 class Forms(_Entry):
@@ -146,14 +148,6 @@ class Cues(_Entry):
         return self.zh if language == "zh" else self.en
 
 
-class Denials(_Entry):
-    """How findings are denied together."""
-
-    listed: Probability
-    """Share of the denied findings of these kinds that stand in a list under one cue."""
-    cues: dict[Kind, Cues]
-
-
 class World(_Entry):
     """What holds for all diseases and findings."""
 
@@ -165,7 +159,8 @@ class World(_Entry):
     blurs: dict[str, Blur]
     styles: dict[Style, Writing]
     forms: Forms
-    denials: Denials
+    denials: dict[Kind, Cues]
+    """By the kinds of findings that are denied in lists."""
     pairs: Probability
     """Share of patients with two diseases."""
     abstain_below: Probability

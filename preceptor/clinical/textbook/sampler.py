@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 
 from preceptor.clinical.evidence import polarity
-from preceptor.clinical.textbook.book import Form, Kind, Sex, Style, Textbook
+from preceptor.clinical.textbook.book import Form, Kind, Sex, Style, Textbook, Writing
 from preceptor.clinical.textbook.exact import Exact, exact
 from preceptor.clinical.textbook.posterior import SEXES, World
 from preceptor.clinical.textbook.reader import Mention
@@ -55,7 +55,7 @@ def draw(n: int, seed: int, language: Language, style: Style = "full") -> Iterat
 def _case(answerer: Exact, number: int, seed: int, language: Language, style: Style) -> Case:
     rng = np.random.default_rng([seed, number])
     book, patient = answerer.book, draw_patient(answerer.world, rng)
-    text, _ = write(book, patient, tell(book, patient.present, style, rng), language, style)
+    text, _ = write(book, patient, tell(book, patient.present, book.world.styles[style], rng), language, style)
     reading = answerer.reader.read(text)
     posterior = answerer.world.posterior(reading)
     evidence = answerer.evidence(text, reading, patient.diseases, language)
@@ -101,9 +101,9 @@ def draw_patient(world: World, rng: np.random.Generator) -> Patient:
     return Patient(sex, age, int(rng.integers(1, 15)), tuple(order), present)
 
 
-def tell(book: Textbook, present: Iterable[str], style: Style, rng: np.random.Generator) -> list[Told]:
-    """What a record of `style` says of the findings, in random order; each blurred phrase once."""
-    writing, forms, denials = book.world.styles[style], book.world.forms, book.world.denials
+def tell(book: Textbook, present: Iterable[str], writing: Writing, rng: np.random.Generator) -> list[Told]:
+    """What a record of a style says of the findings, in random order; each blurred phrase once."""
+    forms, denials = book.world.forms, book.world.denials
     blur_of = {finding: blur for blur, entry in book.world.blurs.items() for finding in entry.findings}
     there = set(present)
     told: dict[str, Told] = {}
@@ -116,7 +116,7 @@ def tell(book: Textbook, present: Iterable[str], style: Style, rng: np.random.Ge
                 lay = form < forms.blurred + forms.lay
                 told[finding] = Told(finding, "lay" if lay else "clear", choice)
         elif finding not in there and mentioned < entry.absent_mention * writing.absent:
-            told[finding] = Told(finding, "negated", choice, entry.kind in denials.cues and form < denials.listed)
+            told[finding] = Told(finding, "negated", choice, entry.kind in denials and form < writing.listed)
     details = list(told.values())
     return [details[i] for i in rng.permutation(len(details))]
 
@@ -219,7 +219,7 @@ class _Record:
             finding, items = self.book.findings[told.subject], self._items(told)
             scaled = told.choice * len(items)
             item = items[int(scaled)]
-            cues = self.book.world.denials.cues[finding.kind].words(self.language)
+            cues = self.book.world.denials[finding.kind].words(self.language)
             cue = "" if place else cues[int(scaled % 1 * len(cues))]
             self.text += self.listing if place else cue
             own = [p for p in finding.words(self.language).negated if cue and (cue + item).startswith(p)]
