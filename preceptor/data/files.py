@@ -12,11 +12,10 @@ from typing import Any
 from preceptor.core.errors import UserError, WorkError
 from preceptor.core.records import Case, Issue
 from preceptor.data import ddxplus, hub
+from preceptor.data.check import LONGEST
 from preceptor.data.layouts import DDXPLUS, LAYOUTS, SAMPLE, Importer, detect
 from preceptor.data.rows import BadRow, Row, rows
 
-LONGEST = 100_000
-"""Characters of the longest text that is taken for one patient's record."""
 _DIGEST = re.compile(r"row-[0-9a-f]{16}")
 
 
