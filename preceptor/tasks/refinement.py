@@ -14,7 +14,7 @@ ALLOWED: Mapping[str, tuple[Any, ...]] = {
     "lang_style": ("colloquial", "standard", "professional"),
 }
 """What each field may be; a specialty is one of those that rules know."""
-_THINKING = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.IGNORECASE | re.DOTALL)
+_THINKING = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.IGNORECASE | re.DOTALL)
 _OBJECT = re.compile(r"\{[^{}]*\}")
 
 Refining = Generator[Request, Reply, dict[str, Any] | Failure]

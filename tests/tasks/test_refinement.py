@@ -16,6 +16,7 @@ WHOLE = {"risk_level": "high", "specialty": "cardiology", "complexity": 2, "lang
         ('{"risk_level": "high", "specialty": "cardiology", "complexity": 2, "lang_style": "standard"}', WHOLE),
         ('```json\n{"risk_level": " High ", "complexity": "2"}\n```', {"risk_level": "high", "complexity": 2}),
         ('<think>{"risk_level": "low"}</think>{"complexity": 3.0}', {"complexity": 3}),
+        ('<think>{"risk_level": "low"} or', {}),
         ('{"risk_level": "low"} or rather {"risk_level": "medium"}', {"risk_level": "medium"}),
         ('{"risk_level": "dire", "specialty": "cardiology"}', {"specialty": "cardiology"}),
         ('{"specialty": "magic", "complexity": true, "lang_style": ["standard"]}', {}),
