@@ -70,10 +70,10 @@ def render(
     title: str,
     examples: Sequence[Example],
     *,
-    simulated: bool,
+    notices: Sequence[str],
     borrowed: bool,
 ) -> str:
-    """The page. `simulated`: cases are the textbook's. `borrowed`: the teacher's answers serve as gold."""
+    """The page. `notices` stand at its top. `borrowed`: the teacher's answers serve as gold."""
     kinds = [kind for kind in FailureKind if any(kind in found for found in evaluation.failures.values())]
     return template("page.html").render(
         words=words,
@@ -81,7 +81,7 @@ def render(
         summary=summary,
         evaluation=evaluation,
         examples=examples,
-        simulated=simulated,
+        notices=notices,
         borrowed=borrowed,
         diagrams={model: _dots(bins) for model, bins in evaluation.reliability.items()},
         kinds=kinds,

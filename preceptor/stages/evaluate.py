@@ -6,7 +6,6 @@ a world that is known, the exact answerer.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -38,6 +37,7 @@ class Config(StageConfig):
             Need("cases", files=("test.jsonl", "target.jsonl")),
             Need("predictions", files=("predictions.jsonl",), stages=("predict", "label")),
             Need("rows", files=("rows.jsonl",), required=False),
+            Need("target", files=("target.jsonl",), required=False),
         )
 
 
@@ -51,6 +51,8 @@ def run(config: Config, context: Context) -> Mapping[str, Any]:
 
     rows = context.optional("rows")
     learned = {row.case_id for row in read_records(rows, Row)} if rows else set()
+    target = context.optional("target")
+    transductive = sum(case.id in learned for case in read_records(target, Case)) if target and learned else 0
     asked = _answered(read_records(context.input("cases"), Case, config.limit), predictions)
     cases = [case for case in asked if case.id not in learned]
     if not cases:
@@ -68,8 +70,10 @@ def run(config: Config, context: Context) -> Mapping[str, Any]:
             f"{context.section}.about: no model {config.about!r}{nearest(config.about, evaluation.metrics)}"
         )
     summary = summarise(evaluation, words, config.about)
-    told = (p for p in predictions() if p.model == summary.student)
-    shown = page.collect(evaluator.cases, page.chosen(evaluation.ranking[summary.student]), told)
+    said = (p for p in predictions() if p.model == summary.student)
+    shown = page.collect(evaluator.cases, page.chosen(evaluation.ranking[summary.student]), said)
+    notices = [words("simulation")] if any(case.source == "textbook" for case in cases) else []
+    notices += [words("transductive", n=transductive)] if transductive else []
     path = context.folder / "report.html"
     html = page.render(
         evaluation,
@@ -77,12 +81,14 @@ def run(config: Config, context: Context) -> Mapping[str, Any]:
         words,
         title=context.recipe,
         examples=shown,
-        simulated=any(case.source == "textbook" for case in cases),
+        notices=notices,
         borrowed=bool(evaluator.borrowed),
     )
     with replacing(path) as beside:
         beside.write_text(html, "utf-8")
-    _say(context, evaluation.strangers, summary, words, path)
+    strangers = [words("strangers", n=evaluation.strangers)] if evaluation.strangers else []
+    for told in (table(summary, words), summary.headline, *strangers, *notices, words("page", path=path)):
+        context.say(told)
     return {
         model: {name: estimate.model_dump() for name, estimate in row.items()}
         for model, row in evaluation.metrics.items()
@@ -117,14 +123,6 @@ def _graded(
         tick(1)
         if score := evaluator.add(prediction):
             yield score
-
-
-def _say(context: Context, strangers: int, summary: Summary, words: Words, path: Path) -> None:
-    context.say(table(summary, words))
-    context.say(summary.headline)
-    if strangers:
-        context.say(words("strangers", n=strangers))
-    context.say(words("page", path=path))
 
 
 def table(summary: Summary, words: Words) -> Table:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from preceptor.core.records import Row
+from preceptor.report.card import card
 from preceptor.stages import fences
 from preceptor.stages.base import Context, How, Need, Stage, StageConfig, folder, needs_torch, read_records
 from preceptor.train.config import SftConfig
@@ -52,6 +53,16 @@ def run(config: Config, context: Context) -> Mapping[str, Any]:
 
         base = context.optional("student") or config.student
         metrics = train(base, rows, context.folder, how, on_log=log, on_refused=refuse)
+    adapter = config.method == "lora"
+    told_of = card(
+        f"{context.recipe}: {context.section}",
+        config.student,
+        how.model_dump(mode="json"),
+        adapter=adapter,
+        rows=int(metrics["rows"]),
+        transductive=transductive,
+    )
+    (context.folder / ("adapter" if adapter else "model") / "README.md").write_text(told_of, "utf-8")
     told = f"{metrics['rows']:.0f} rows learned, loss {metrics['loss']:.3f}"
     refused = f", {metrics['refused']:.0f} refused as too long" if metrics["refused"] else ""
     context.say(f"{context.section}: {told}{refused}")

@@ -47,7 +47,9 @@ def rendered(
     summary = summarise(evaluation, words, student)
     told = [p for p in predictions if p.model == summary.student]
     examples = page.collect(evaluator.cases, page.chosen(evaluation.ranking[summary.student]), told)
-    return page.render(evaluation, summary, words, title=title, examples=examples, simulated=True, borrowed=False)
+    return page.render(
+        evaluation, summary, words, title=title, examples=examples, notices=[words("simulation")], borrowed=False
+    )
 
 
 class Reader(HTMLParser):

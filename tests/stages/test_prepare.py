@@ -1,5 +1,6 @@
 """Files to splits: what comes in is a case or a reported row, and nothing that is tested on is learned."""
 
+import html
 import json
 from collections import Counter
 from pathlib import Path
@@ -225,6 +226,9 @@ def test_no_figure_is_about_a_case_that_was_trained_on(command):
     assert code == 0, err
     assert "2 cases were trained on, and are left out" in out
     assert json.loads(Path("runs/r/evaluate/metrics.json").read_text())["student"]["top1"]["n"] == 4
+    told = "Transductive: the teacher's labels of 2 target cases were learned"
+    assert told in out.replace("\n", " ")
+    assert told in html.unescape(Path("runs/r/evaluate/report.html").read_text())
     write_records(Path("own/rows.jsonl"), rows_about(cases))
     code, _, err = command("run", "r.yaml", "--fresh")
     assert (code, "all 6 cases were trained on" in err) == (2, True)
