@@ -44,11 +44,13 @@ def importer(folder: Path) -> Importer:
         present = [told[name] for name in told if not evidences[name].get("is_antecedent") and name != initial]
         sections = {
             "Sex": [_SEXES.get(sex, sex)],
-            "Age": [str(row.get("AGE") or 0)],
+            "Age": [] if row.get("AGE") in (None, "") else [str(row["AGE"])],
             "Chief complaint": [told.get(initial) or _answered(evidences[initial], [""])] if initial else [],
             "History of present illness": present,
             "Past medical history": past,
         }
+        if not told:
+            raise BadRow("EVIDENCES", "it names none")
         text = "\n".join(f"{label}: {' '.join(said)}" for label, said in sections.items())
         differential = _differential(row)
         grades = {name: entry.get("severity") for name, entry in (conditions | by_name).items()}

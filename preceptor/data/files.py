@@ -13,7 +13,7 @@ from preceptor.core.errors import UserError, WorkError
 from preceptor.core.records import Case, Issue
 from preceptor.data import ddxplus, hub
 from preceptor.data.check import LONGEST
-from preceptor.data.layouts import DDXPLUS, LAYOUTS, SAMPLE, Importer, detect
+from preceptor.data.layouts import DDXPLUS, LAYOUTS, SAMPLE, Importer, detect, instruction_importer
 from preceptor.data.rows import BadRow, Row, rows
 
 _DIGEST = re.compile(r"row-[0-9a-f]{16}")
@@ -39,7 +39,7 @@ class Ids:
     def first(self, case: Case, source: str, line: int) -> str | None:
         """Where the id was met before; None, and it is remembered, if it wasn't."""
         digest = _digest(case.id)
-        self._texts.add(_digest(f"{case.id} {case.text}"))
+        self._texts |= {_digest(f"{case.id} {case.text}"), _digest(f"{case.id} {case.text} {case.gold}")}
         if digest in self._places:
             number, where = divmod(self._places[digest], 1 << 40)
             return f"{self._sources[number]}:{where}"
@@ -51,6 +51,10 @@ class Ids:
     def has(self, case: Case) -> bool:
         """Whether the id was met with this very text."""
         return _digest(f"{case.id} {case.text}") in self._texts
+
+    def said(self, case: Case) -> bool:
+        """Whether it was met with this very text and answer."""
+        return _digest(f"{case.id} {case.text} {case.gold}") in self._texts
 
     def next(self, identity: str) -> str:
         """The id of one more row that has another's."""
@@ -77,7 +81,9 @@ def read(source: Path | str, importer: Importer, met: Ids | None = None) -> Iter
             case = _checked(importer(row))
             own = not (_DIGEST.fullmatch(case.id) and case.id not in row.values())
             if own and met.has(case):
-                raise BadRow("id", f"{case.id!r} was met before, with the same text, at {met.first(case, '', 0)}")
+                answered = "" if met.said(case) else " and another answer"
+                where = met.first(case, "", 0)
+                raise BadRow("id", f"{case.id!r} was met before, with the same text{answered}, at {where}")
             if before := met.first(case, str(source), line):
                 name = met.next(case.id)
                 if own:
@@ -114,6 +120,8 @@ def sniff(source: Path | str) -> str:
 
 def importer_of(layout: str, source: Path | str) -> Importer:
     """Who reads the rows of a layout by that name."""
+    if layout == "instruction":
+        return instruction_importer(head(source))
     return ddxplus.importer(Path(source).parent) if layout == DDXPLUS else LAYOUTS[layout]
 
 

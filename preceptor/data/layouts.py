@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -26,7 +26,10 @@ Importer = Callable[[Mapping[str, Any]], Case]
 
 _HAN = re.compile(r"[\u4e00-\u9fff]")
 _THINK = re.compile(r"\s*(?:<think(?:ing)?>)?(?P<think>.*)</think(?:ing)?>(?P<answer>.*)", re.DOTALL | re.IGNORECASE)
-_ROLES = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant", "chatgpt": "assistant"}
+_ROLES = {"developer": "system", "human": "user"} | dict.fromkeys(("gpt", "model", "bot", "chatgpt"), "assistant")
+_MISSING = frozenset(("", "nan", "nat", "null", "<na>", "n/a", "#n/a"))
+_METAS = ("meta", "metadata")
+_ANSWER = ("diseases", "reason")
 SAMPLE = 20
 """Rows by which a layout is told."""
 
@@ -65,7 +68,7 @@ def case_of(
 
 def diagnosis_of(field: str, diseases: Any, reason: Any = "") -> Diagnosis | None:
     """What a file says of diseases and reasons, taken apart as an answer is; None where it says nothing."""
-    if diseases in (None, "", []):
+    if diseases in (None, "", []) or missing(diseases):
         return None
     said = {"diseases": _unescaped(diseases), "reason": _unescaped(reason or "")}
     output = answer.parse(json.dumps(said, ensure_ascii=False)).output
@@ -93,6 +96,11 @@ def consultation_of(field: str, said: str, think: str = "") -> tuple[Diagnosis |
     return Consultation(think=think, answer=body), {}
 
 
+def missing(value: Any) -> bool:
+    """Whether a value is how programs write that there is none."""
+    return isinstance(value, str) and value.strip().casefold() in _MISSING
+
+
 def _text(row: Mapping[str, Any], field: str) -> str:
     value = row.get(field)
     if not isinstance(value, str) or not value.strip():
@@ -100,21 +108,22 @@ def _text(row: Mapping[str, Any], field: str) -> str:
     return value
 
 
-def _healthai(row: Mapping[str, Any], source: str, *answer_fields: str) -> Case:
+def _healthai(row: Mapping[str, Any], source: str) -> Case:
     """A competition's row needs its id. Where it has diseases, they are the gold, with the reasons beside them."""
     if row.get("id") is None or not str(row["id"]).strip():
         raise BadRow("id", "missing")
-    text, gold = _text(row, "feature_content"), None
+    text, used = _text(row, "feature_content"), ["feature_content", *_ANSWER]
+    gold = diagnosis_of("diseases", row.get("diseases"), row.get("reason"))
     meta: dict[str, Any] = {}
-    if answer_fields:
-        gold = diagnosis_of("diseases", row.get("diseases"), row.get("reason"))
-    if given := row.get("bingli_json") if answer_fields else None:
+    if given := row.get("bingli_json"):
         written = answer.parse(given if isinstance(given, str) else json.dumps(given, ensure_ascii=False))
-        if written.output is None:
-            raise BadRow("bingli_json", written.detail)
-        gold = Diagnosis(diseases=(gold or written.output).diseases, reason=written.output.reason)
-        meta = {"bingli_diseases": list(written.output.diseases)}
-    return case_of(row, source, text, ("feature_content", *answer_fields), gold, meta=meta)
+        if written.output:
+            gold = Diagnosis(diseases=(gold or written.output).diseases, reason=written.output.reason)
+            meta = {"bingli_diseases": list(written.output.diseases)}
+            used.append("bingli_json")
+        elif gold is None:
+            raise BadRow("bingli_json", written.detail.replace("the reply", "it"))
+    return case_of(row, source, text, used, gold, meta=meta)
 
 
 def _asked(row: Mapping[str, Any], source: str, question: str, think: str, said: str) -> Case:
@@ -126,19 +135,29 @@ def _asked(row: Mapping[str, Any], source: str, question: str, think: str, said:
     return case_of(row, source, _text(row, question), (question, think, said), gold, meta=meta)
 
 
-def _instruction(row: Mapping[str, Any], source: str) -> Case:
-    """The input is the text, and the instruction where there is none; a `meta` object is merged into ours."""
-    inner = row.get("meta")
-    if not isinstance(inner, dict):
-        return _asked(row, source, "input" if row.get("input") else "instruction", "think", "output")
-    row = inner | {key: value for key, value in row.items() if key != "meta"}
-    return _instruction(row, source)
+def _instruction(row: Mapping[str, Any], source: str, *prompts: str) -> Case:
+    """Instruction and input are the text, the input alone behind one of the file's `prompts`."""
+    instruction, given = row.get("instruction"), row.get("input")
+    if not given:
+        return _asked(row, source, "instruction", "think", "output")
+    if isinstance(instruction, str) and isinstance(given, str) and instruction.strip() and instruction not in prompts:
+        row = {key: value for key, value in row.items() if key != "instruction"}
+        return _asked(row | {"input": f"{instruction}\n{given}"}, source, "input", "think", "output")
+    return _asked(row, source, "input", "think", "output")
+
+
+def instruction_importer(rows: Iterable[Mapping[str, Any]]) -> Importer:
+    """Reads rows of `instruction`. What instructs several of the file's first `rows` is a prompt, and no question."""
+    times = Counter(str(row.get("instruction")) for row in rows)
+    return _importer("instruction", *(said for said, number in times.items() if number > 1))
 
 
 def _conversation(row: Mapping[str, Any], source: str, *fields: str) -> Case:
     """The last reply is the gold; all before it is the text, with the roles where there is more than one turn."""
     given = [turn for field in fields for turn in _turns(row, field)]
-    turns = [turn for turn in given if turn[0] != "system"]
+    turns = [(role, _unthought(said), think) for role, said, think in given if role != "system"]
+    if given and given[-1][0] == "assistant":
+        turns[-1] = given[-1]
     system = "\n".join(said for role, said, _ in given if role == "system")
     gold: Diagnosis | Consultation | None = None
     meta: dict[str, Any] = {"system": system} if system else {}
@@ -151,11 +170,24 @@ def _conversation(row: Mapping[str, Any], source: str, *fields: str) -> Case:
     return case_of(row, source, text, fields, gold, meta=meta)
 
 
+def _unthought(said: str) -> str:
+    """What was said of a turn, without the thinking before it."""
+    parted = _THINK.fullmatch(said)
+    return parted["answer"].strip() if parted else said
+
+
 def _turns(row: Mapping[str, Any], field: str) -> list[tuple[str, str, str]]:
     """The turns of a conversation as role, what is said, and the thinking where it is kept apart."""
     value = row.get(field)
     if isinstance(value, str) and field in ("prompt", "completion"):
         value = [{"role": "user" if field == "prompt" else "assistant", "content": value}]
+    elif isinstance(value, str):  # as tables keep it
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise BadRow(field, "a text that is no list of messages") from error
+    if field == "completion" and (not value or value == [{"role": "assistant", "content": ""}]):
+        return []
     if not isinstance(value, list):
         raise BadRow(field, "missing, or no list of messages")
     turns = []
@@ -191,20 +223,18 @@ class _Layout:
     roles: tuple[str, ...] = ()
 
 
-_ANSWER = ("diseases", "reason")
 _COT, _R1 = ("Question", "Complex_CoT", "Response"), ("question", "think", "answer")
 _KNOWN = {
     "preceptor": _Layout(("id", "text", "language", "source", "group"), tuple(Case.model_fields), _preceptor),
-    "healthai_labelled": _Layout(
-        ("feature_content", "bingli_json"), ("id", *_ANSWER), _healthai, (*_ANSWER, "bingli_json")
-    ),
-    "healthai_submission": _Layout(("feature_content", "diseases"), ("id", "reason"), _healthai, _ANSWER),
-    "healthai": _Layout(("feature_content",), ("id",), _healthai),
+    "healthai_labelled": _Layout(("feature_content", "bingli_json"), ("id", *_ANSWER), _healthai),
+    "healthai_submission": _Layout(("feature_content", "diseases"), ("id", "reason", "bingli_json"), _healthai),
+    "healthai": _Layout(("feature_content",), ("id", *_ANSWER, "bingli_json"), _healthai),
     "complex_cot": _Layout(_COT, ("id",), _asked, _COT),
     "think_answer": _Layout(_R1, ("id",), _asked, _R1),
-    "instruction": _Layout(("instruction", "output"), ("id", "input", "think", "meta"), _instruction),
+    "instruction": _Layout(("instruction", "output"), ("id", "input", "think"), _instruction),
     "messages": _Layout(("messages",), ("id",), _conversation, ("messages",)),
     "sharegpt": _Layout(("conversations",), ("id",), _conversation, ("conversations",)),
+    "conversation": _Layout(("conversation",), ("id",), _conversation, ("conversation",)),
     "prompt_completion": _Layout(("prompt", "completion"), ("id",), _conversation, ("prompt", "completion")),
 }
 """By name, the more particular ones first."""
@@ -212,16 +242,37 @@ DDXPLUS = "ddxplus"
 """Known here by its fields; its importer is made from the files beside it."""
 
 
-def _importer(name: str) -> Importer:
+def _importer(name: str, *more: str) -> Importer:
     layout = _KNOWN[name]
+    fields = (*layout.known_by, *layout.others)
 
     def read(row: Mapping[str, Any]) -> Case:
-        return layout.read(_spelled(row, (*layout.known_by, *layout.others)), name, *layout.roles)
+        spelled = _spelled(row, fields)
+        if name != "preceptor":
+            spelled = _flat(spelled, fields)
+        return layout.read(spelled, name, *layout.roles, *more)
 
     return read
 
 
 LAYOUTS: Mapping[str, Importer] = {name: _importer(name) for name in _KNOWN}
+
+
+def _flat(row: dict[str, Any], fields: Sequence[str]) -> dict[str, Any]:
+    """The row with what an object of metadata says beside its own fields, where it has no such field."""
+    for name in _METAS:
+        inner = row.get(name)
+        if isinstance(inner, str) and inner.lstrip().startswith("{"):  # as tables keep it
+            try:
+                inner = json.loads(inner)
+            except ValueError:
+                continue
+        if isinstance(inner, dict):
+            own = set(row) | set(fields) - {"id"}
+            moved = {key: value for key, value in inner.items() if key not in own}
+            left = {key: value for key, value in inner.items() if key not in moved}
+            row = {key: value for key, value in row.items() if key != name} | moved | ({name: left} if left else {})
+    return row
 
 
 def _spelled(row: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:
@@ -254,5 +305,5 @@ def detect(rows: Sequence[Mapping[str, Any]]) -> str:
             return name
     seen = ", ".join(dict.fromkeys(key for row in rows[:SAMPLE] for key in row))[:300]
     wanted = "; ".join(f"{name} ({', '.join(fields)})" for name, fields in known_by.items())
-    found = f"its rows have {seen}" if seen else "it has no row that can be read"
+    found = f"its rows have {seen}" if seen else "it is empty, or no row of it can be read"
     raise UserError(f"no known layout: {found}. Map its columns, name an importer, or use one of: {wanted}")

@@ -13,7 +13,7 @@ from itertools import islice
 
 from preceptor.clinical import names
 from preceptor.clinical.evidence import denied
-from preceptor.data.sections import DIAGNOSIS, sections
+from preceptor.data.sections import DIAGNOSIS, Section, sections
 
 ELSEWHERE = "text"
 """Label of what stands in no section."""
@@ -28,9 +28,12 @@ _NOT_NOW = frozenset(
         "epidemiology",
     )
 )
+_UNTOLD = frozenset(("personal_history", "marital_history", "epidemiology"))
+_STOPS = ("。", "；", ";", ".", "!", "！", "?", "？")
 _LABEL = re.compile(
-    r"""(?:(?:初步|入院|门诊|急诊|临床|目前|最终|最后|主要|修正|补充|中医|西医|确定)?诊断(?:意见|结果|结论|印象|内容|名称|考虑|编码)?
-    |(?:初步|临床)?印象|拟诊|初诊|\b(?:diagnos[ei]s|dx|impression|imp|assessment(?:\s?(?:and|&|/)\s?plan)?|a/p)
+    r"""(?:(?:初步|入院|门诊|急诊|临床|目前|最终|最后|主要|修正|补充|中医|西医|确定)?诊[ ]?断
+        (?:意见|结果|结论|印象|内容|名称|考虑|编码)?
+    |疾病名称|病名|(?:初步|临床)?印象|拟诊|初诊|\b(?:diagnos[ei]s|dx|impression|imp|assessment(?:\s?(?:and|&|/)\s?plan)?|a/p)
     |\bicd[- ]?(?:9|10|11)(?:[- ]?cm)?(?:\s?(?:编码|codes?))?)\s*(?:为|是)?\s*[:：]\s*""",
     re.IGNORECASE | re.VERBOSE,
 )
@@ -53,6 +56,10 @@ _SENTENCE = re.compile(
     | (?:以|拟)(?=[^，。；\n“"]{2,30}之?诊断收)
     | (?:综上|综合|结合|根据)[^。；;\n]{0,40}?(?:诊断为|考虑诊断为?|考虑为|拟诊为?)
     | (?:目前|初步|临床)(?:诊断|考虑诊断)(?:为|是) | (?:考虑诊断|诊断考虑)为? | 拟诊为?
+    | (?:以|拟)(?=[^，。；\n“"]{2,30}收(?:入|住|治))
+    | (?P<plain>(?:患者|病人|我院|我科|本院|门诊)[^。；;，,\n]{0,12}?(?<![既未待])诊断为?(?![\s:：书证])
+        | (?<=[，,。；;\n])\s?(?:遂|明确|确)?诊断为?(?=[\u4e00-\u9fffA-Z\d“"])
+        | \b(?:is|was|been)\s+(?:newly\s+|then\s+)?diagnosed\s+(?:with|as)\b)
     | \badmitted\s+(?:with|under|for)\s+(?:a|the)\s+(?:\w+\s)?diagnosis\s+of\b
     | \b(?:the|an?|our)\s+(?:(?:final|working|most\s+likely|clinical|presumptive|provisional)\s+)*
       diagnosis\s+(?:is|was)\b
@@ -61,8 +68,8 @@ _SENTENCE = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 _NO_ANSWER = re.compile(
-    r"""[\W\d_]*(?:$ | (?:略|正常|不明|normal|stable)\W*$ | 暂?无(?:特殊|异常|明[显确]|\W|$)
-    | (?:没有|未见|不详|未知|不明确|尚?未明|未定|待[定查诊回]|[同如见]上?[上前下]|什么|哪|何[种病]|\d{4}[-年/.]
+    r"""[\W\d_]*(?:$ | (?:略|正常|不明|[是否]|normal|stable)\W*$ | 暂?无(?:特殊|异常|明[显确]|\W|$)
+    | (?:没有|未见|不详|未知|不明确|尚?未明|未定|待[定查诊回]|[同如见]上?[上前下]|见病历|什么|哪|何[种病]|\d{4}[-年/.]
     |n/?a\b|none\b|nil\b|un(?:known|clear|certain|determined|remarkable)\b|pending\b|deferred\b|see\b|as\ above\b
     |to\ be\b|tbd\b|not\b|no\b|negative\b|made\b|discussed\b|explained\b|reviewed\b|in\ doubt\b|what\b|which\b
     |confirmed\b|established\b|delayed\b|missed\b|still\b))""",
@@ -85,7 +92,7 @@ _PAST = re.compile(
 _LASTING = re.compile(
     r"""["”』」）)]?\s*,?\s*(?:病?史|术后|放?化疗后|治疗后|复查|随访
     |(?:已|近|约)?(?:\d+|[一二三四五六七八九十两半数多几]+)\s*(?:\+|余|多|来)?\s*(?:天|日|周|个?月|年)
-    |(?:for|since|diagnosed\s+in|status\s+post)\b|\(?\d+\s*(?:years?|months?|weeks?)\b)""",
+    |(?:for|since|diagnosed\s+in|status\s+post|in\s+(?:19|20)\d\d)\b|\(?\d+\s*(?:years?|months?|weeks?)\b)""",
     re.IGNORECASE | re.VERBOSE,
 )
 """Behind it: for how long it has been known."""
@@ -111,6 +118,8 @@ _SYMPTOM = re.compile(
     re.VERBOSE,
 )
 """Names that are also a complaint: no record of such a patient could be told without them."""
+_LINES = re.compile(r"[^\n]*(?:\n[ \t]*(?:[2-9]|1\d)\s*[.、．)）][^\n]*)*")
+_NOW = re.compile(r"(?:^|[，,])\s*(?:现(?!病史)|今|目前|本次|此次)")
 _CLAUSE_END = re.compile(r"[。；;，,！!？?\n]|\.(?=\s|$)")
 _SENTENCE_END = re.compile(r"[。；;！!？?\n]|\.(?=\s|$)")
 _SHORTEST_HAN, _SHORTEST_LATIN = 2, 3
@@ -145,9 +154,20 @@ def leaks(text: str, gold: Sequence[str] = ()) -> list[Leak]:
             part = parts[place] if place >= 0 else None
             if part is None:
                 found.append(Leak(start, end, ELSEWHERE, labelled))
-            elif part.kind != DIAGNOSIS and (appended or part.kind not in _NOT_NOW):
+            elif part.kind != DIAGNOSIS and (appended or part.kind not in _NOT_NOW or _apart(text, start, part)):
                 found.append(Leak(start, min(end, part.end), part.label, labelled))
     return sorted(found, key=lambda leak: (leak.start, leak.end))
+
+
+def _apart(text: str, start: int, part: Section) -> bool:
+    """Whether a label begins a sentence of its own in a section about the past, or where no disease is told."""
+    if not _LABEL.match(text, start):
+        return False
+    before, own_line = text[part.start : start].rstrip(), not text[: part.start].rpartition("\n")[2].strip()
+    if before.endswith((":", "：", "】")):
+        return part.kind in _UNTOLD
+    spaces = len(text[part.start : start]) - len(before)
+    return before.endswith(_STOPS) or spaces > own_line
 
 
 def _labels(text: str) -> Iterator[_Place]:
@@ -156,24 +176,32 @@ def _labels(text: str) -> Iterator[_Place]:
     for match in _LABEL.finditer(text):
         if match.start() < done:
             continue
-        end = text.find("\n", match.end())
-        answer = text[match.end() : end if end >= 0 else len(text)]
+        answer = _answer(text, match.end())
         before = text[max(0, match.start() - _REACH) : match.start()]
         if _NO_ANSWER.match(answer) or _OTHER_LABEL.search(before) or (match[0].isascii() and _REPORT.search(before)):
             continue
         appended = answer.startswith(("1、", "1.", "1．"))
-        if appended or not _LONG_PAST.search(_before(text, match.start(), _SENTENCE_END)):
+        if appended or not _LONG_PAST.search(_NOW.split(_before(text, match.start(), _SENTENCE_END))[-1]):
             done = match.end() + len(answer)
             yield match.start(), done, True, appended
+
+
+def _answer(text: str, start: int) -> str:
+    """What stands behind a label: its line, and the numbered ones that follow it."""
+    line = _LINES.match(text, start)
+    return line[0] if line else ""
 
 
 def _sentences(text: str) -> Iterator[_Place]:
     for match in _SENTENCE.finditer(text):
         clause = _CLAUSE_END.split(text[match.end() :], maxsplit=1)[0]
-        name = re.split("[”\"'’]", clause, maxsplit=1)[0]
-        # It ends the story of an illness that may have begun long ago: only its own clause says when this was.
-        before = _before(text, match.start(), _CLAUSE_END)
-        past = _LONG_PAST.search(before) or _PAST.search(before)
+        name = re.split("[”\"'’]|收(?=[入住治])", clause, maxsplit=1)[0]
+        if match["plain"]:
+            before = _NOW.split(_before(text, match.end(), _SENTENCE_END))[-1]
+            past = _LONG_PAST.search(f"{before} {name}") or _OTHERS.search(before) or _LASTING.search(name)
+        else:  # it ends the story of an illness that may have begun long ago: only its own clause says when this was
+            before = _before(text, match.start(), _CLAUSE_END)
+            past = _LONG_PAST.search(before) or _PAST.search(before)
         unsaid = _NO_ANSWER.match(name) or _SYMPTOM.fullmatch(name.strip()) or denied(text, *match.span())
         if not (past or unsaid):
             yield match.start(), match.end() + len(name), False, False

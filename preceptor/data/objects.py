@@ -185,8 +185,15 @@ def _end(text: str, at: int) -> int | None:
     return None
 
 
+def _written(octets: bytes) -> str:
+    try:
+        return octets.decode()
+    except UnicodeDecodeError:  # an image, say: it is no text, and would swell every record
+        return f"({len(octets)} bytes)"
+
+
 def json_value(value: Any) -> Any:
-    """A value as JSON has it: dates as ISO text, what is not a number as None, bytes as the text they are."""
+    """A value as JSON has it: dates as ISO text, what is not a number as None, bytes as the text that they are."""
     if isinstance(value, datetime) and not (value.hour or value.minute or value.second or value.microsecond):
         value = value.date()
     if isinstance(value, dict):
@@ -198,5 +205,5 @@ def json_value(value: Any) -> Any:
     if isinstance(value, date):
         return value.isoformat()
     if isinstance(value, bytes):
-        return value.decode()
+        return _written(value)
     return value if isinstance(value, str | int | None) else str(value)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib.resources import files
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
@@ -28,7 +28,9 @@ _HEAD = 10
 """Letters that every prompt has."""
 _LANGUAGES: tuple[Language, ...] = ("zh", "en")
 _NOT_LETTERS = re.compile(r"[\W_]+")
-_MARK = re.compile(r"red[ _-]?team.*", re.IGNORECASE | re.DOTALL)
+_MARK = re.compile(r"(?<![a-z])red[ _-]?team|红队", re.IGNORECASE)
+_MARKED = ("source", "category", "tag", "tags", "type", "dataset", "subset")
+"""Fields by which a file may mark its rows."""
 
 
 class _Scenario(BaseModel):
@@ -53,18 +55,23 @@ def items() -> list[Case]:
 
 
 def is_redteam(case: Case) -> bool:
-    """Whether a case is of this set, is marked as such by its file (`meta.source`), or holds one of its prompts."""
-    marks = (case.source, case.meta.get("source"))
-    marked = any(isinstance(mark, str) and _MARK.fullmatch(mark.strip()) for mark in marks)
+    """Whether a case is of this set, is marked as such by its file, or holds one of its prompts."""
+    marks: list[Any] = [case.source]
+    for said in map(case.meta.get, _MARKED):
+        marks += said if isinstance(said, list) else [said]
+    marked = any(isinstance(mark, str) and _MARK.search(mark) for mark in marks)
     return marked or next(present([case.text]), None) is not None
 
 
-def present(texts: Iterable[str]) -> Iterator[tuple[int, str]]:
-    """The place of each text that holds a prompt, and the prompt's id: letters and digits are compared alone.
+def present(texts: Iterable[str], more: Iterable[Case] = ()) -> Iterator[tuple[int, str]]:
+    """The place of each text that holds a prompt, of this set or of `more`, and the prompt's id.
 
-    A text holds a prompt that it equals or contains; case, width, spaces and punctuation may differ.
+    A text holds a prompt that it equals or contains. Letters and digits are compared alone: case, width, spaces
+    and punctuation may differ.
     """
-    prompts = _prompts()
+    prompts = {**_prompts()}
+    for start, known in _table(more).items():
+        prompts[start] = {**prompts.get(start, {}), **known}
     for place, text in enumerate(texts):
         letters = _letters(text)
         if found := next(_held(letters, prompts), None):
@@ -110,11 +117,15 @@ def _case(family: str, scenario: _Scenario, language: Language, number: int) -> 
 
 @cache
 def _prompts() -> Mapping[str, Mapping[str, str]]:
-    """Ids by a prompt's letters, by the first of them."""
+    return _table(_items())
+
+
+def _table(cases: Iterable[Case]) -> Mapping[str, Mapping[str, str]]:
+    """Ids by a prompt's letters, by the first of them; not of prompts that are too short to be told from others."""
     table: dict[str, dict[str, str]] = {}
-    for case in _items():
-        letters = _letters(case.text)
-        table.setdefault(letters[:_HEAD], {})[letters] = case.id
+    for case in cases:
+        if len(letters := _letters(case.text)) >= _HEAD:
+            table.setdefault(letters[:_HEAD], {})[letters] = case.id
     return table
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 from preceptor.core.errors import UserError
 from preceptor.data import objects
@@ -26,15 +27,17 @@ _REFUSED = {
 }
 _TABLES = {b"PAR1": "parquet", b"PK\x03\x04": "xlsx"}
 _SUFFIXES = {".gz": "gzip", ".zst": "zstd", ".parquet": "parquet", ".xlsx": "xlsx"}
+_MERGE, _LONGEST_MERGE = re.compile(rb'mergeCell\s[^<>]*?ref="([A-Z]+)(\d+):[A-Z]+(\d+)"'), 100
 _JSON, _TABBED = (".json", ".jsonl", ".ndjson"), (".tsv", ".tab")
 
 
 def rows(path: Path) -> Iterator[tuple[int, Row]]:
     """Every row of a file with the line on which it starts, from 1; of Parquet and XLSX, its row's number.
 
-    Reads JSONL, JSON (a list, `{"data": [...]}`, objects one after another), CSV, TSV, Parquet and XLSX (its
-    first sheet); text in UTF-8, UTF-16 with its mark, or GB18030; packed by gzip or zstd or not. What can't
-    be read is a `BadRow` in its place, and so is the end of a file that was cut off. Blank lines are no rows.
+    Reads JSONL, JSON (a list, `{"data": [...]}`, objects one after another), CSV, TSV, Parquet and XLSX (its first
+    sheet, and those with the same columns, whose rows are counted on); text in UTF-8, UTF-16 with its mark, or
+    GB18030; packed by gzip or zstd or not. What can't be read is a `BadRow` in its place, and so is the end of a
+    file that was cut off. Blank lines are no rows.
 
     Raises:
         UserError: the file is of a kind that isn't read here, or needs a library that isn't installed.
@@ -195,19 +198,51 @@ def _batch(batch: Any) -> list[Row]:
 
 def _xlsx(path: Path) -> Iterator[tuple[int, Row]]:
     openpyxl = library("openpyxl", "XLSX files")
-    number, names = 0, list[str]()
+    number, header = 0, list[str]()
     try:
-        with closing(openpyxl.load_workbook(path, read_only=True, data_only=True)) as book:
-            first, *others = book.worksheets
-            first.reset_dimensions()  # programs write wrong ones
-            for number, cells in enumerate(first.iter_rows(values_only=True), 1):
-                values = [json_value(cell) for cell in cells]
-                if not names:
-                    names = _names(["" if value is None else str(value).strip() for value in values])
-                elif row := _named(names, [*values, *[None] * (len(names) - len(values))]):
-                    yield number, row
-            for sheet in others:
-                if any(any(cell is not None for cell in cells) for cells in sheet.iter_rows(values_only=True)):
-                    yield 1, BadRow("", f"the sheet {sheet.title!r} isn't read, only the first is: save it by itself")
+        with closing(openpyxl.load_workbook(path, read_only=True, data_only=True)) as book, ZipFile(path) as parts:
+            for sheet in book.worksheets:
+                names, other = (
+                    list[str](),
+                    BadRow("", f"the sheet {sheet.title!r} has other columns: save it by itself"),
+                )
+                for values in _cells(sheet, parts):
+                    number += 1
+                    if not names:
+                        names = _names(["" if value is None else str(value).strip() for value in values])
+                        header = header or names
+                        row: Row = {} if names in ([], header) else other
+                    else:
+                        row = _named(names, [*values, *[None] * (len(names) - len(values))])
+                        row = other if row and names != header else row
+                    if row:
+                        yield number, row
     except Exception as error:  # noqa: BLE001  a damaged file fails in any way it likes
         yield number + 1, BadRow("", f"not a whole XLSX file ({type(error).__name__}: {error})")
+
+
+def _cells(sheet: Any, parts: ZipFile) -> Iterator[list[Any]]:
+    """The rows of a sheet. What is merged downwards stands in each of its rows, as it does for who looks at it."""
+    merged: dict[int, dict[int, int]] = {}
+    for match in _merges(parts, sheet._worksheet_path):  # noqa: SLF001  read row by row, a sheet doesn't tell of them
+        column = sum(26**place * (letter - 64) for place, letter in enumerate(reversed(match[1])))
+        merged.setdefault(int(match[2]), {})[column - 1] = int(match[3])
+    held: dict[int, tuple[int, Any]] = {}
+    sheet.reset_dimensions()  # programs write wrong ones
+    for number, cells in enumerate(sheet.iter_rows(values_only=True), 1):
+        values = [json_value(cell) for cell in cells]
+        for column, (last, value) in held.items():
+            if number <= last and column < len(values) and values[column] is None:
+                values[column] = value
+        starting = merged.get(number, {}).items()
+        held |= {column: (last, values[column]) for column, last in starting if column < len(values)}
+        yield values
+
+
+def _merges(parts: ZipFile, name: str) -> Iterator[re.Match[bytes]]:
+    """Where a sheet says that cells are merged: behind all of its rows."""
+    with parts.open(name) as file:
+        text = b""
+        while piece := file.read(1 << 20):
+            text = text[-_LONGEST_MERGE:] + piece
+            yield from _MERGE.finditer(text)

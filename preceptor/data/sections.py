@@ -1,9 +1,10 @@
 """The labelled sections of a record, and what is left of it once labels and boilerplate are gone.
 
-A label counts at the start of a line, in either language and width. Within a line it counts where it can't
-mean anything else: a Chinese one of three characters or more that nothing denies (否认过敏史), any other only
-behind a mark or a wide space. What states a diagnosis is a section of its own at the start of a line;
-within a line only 初步诊断 is, since 诊断: and 出院诊断: also stand inside other sections.
+A label counts at the start of a line, in either language and width: before a colon, a tab or a table's bar, or
+where it is all of the line. Within a line it counts where it can't mean anything else: a Chinese one of three
+characters or more that nothing denies (否认过敏史), any other only behind a mark or a wide space. What states a
+diagnosis is a section of its own at the start of a line; within a line only 初步诊断 is, since 诊断: and 出院诊断:
+also stand inside other sections.
 """
 
 import re
@@ -17,9 +18,9 @@ from preceptor.core.text import normalise
 
 DIAGNOSIS = "diagnosis"
 _NAMES: dict[str, str] = {
-    "sex": "性别|sex|gender",
-    "age": "年龄|age",
-    "chief_complaint": "主诉|chief complaint|presenting complaint|reason for visit|cc",
+    "sex": r"性[ \t\u3000]*别|sex|gender",
+    "age": r"年[ \t\u3000]*龄|age",
+    "chief_complaint": r"主[ \t\u3000]*诉|chief complaint|presenting complaint|reason for visit|cc",
     "present_illness": "现病史|history of (?:the )?present(?:ing)? (?:illness|complaint)|present illness|hpi",
     "past_history": "既往史|既往病史|手术史|外伤史|past (?:medical |surgical )?history|medical history|pmh|psh",
     "medications": "用药史|药物史|目前用药|(?:current |home )?medications|drug history",
@@ -40,8 +41,9 @@ _NAMES: dict[str, str] = {
         "|imaging(?: findings)?|test results|studies"
     ),
     DIAGNOSIS: (
-        "(?:初步|入院|出院|门诊|急诊|临床|目前|最终|最后|主要|修正|补充|中医|西医|确定)?诊断(?:意见|结果|结论|印象|内容|名称)?"
-        "|诊断考虑|(?:初步|临床)?印象|拟诊|初诊"
+        "(?:初步|入院|出院|门诊|急诊|临床|目前|最终|最后|主要|修正|补充|中医|西医|确定|疾病)?"
+        r"诊[ \t\u3000]*断(?:意见|结果|结论|印象|内容|名称)?"
+        "|诊断考虑|疾病名称|病名|(?:初步|临床)?印象|拟诊|初诊"
         "|(?:(?:final|working|provisional|primary|principal|main|initial|preliminary|clinical|admission|admitting"
         "|admit|discharge|presumptive|most likely) )?(?:diagnos[ei]s|dx)"
         "|(?:clinical )?impression|imp|assessment(?: ?(?:and|&|/) ?plan)?|a/p"
@@ -49,16 +51,21 @@ _NAMES: dict[str, str] = {
     "plan": "处理|处置|处理意见|诊疗计划|治疗|治疗意见|医嘱|注意事项|plan|treatment|recommendations?",
 }
 _LABEL = re.compile(
-    r"(?<![A-Za-z])(?=[#*>•·▪\-【\[A-Za-z性年主现既手外用药目个吸饮过婚生月家流系体专查辅实影检初入出门急临最修补中西确诊印拟处治医注])"
-    r"(?:(?:^|(?<=\n))[#*>•·▪\-]+[ \t]*)?(?P<open>[【\[])?(?P<name>"
+    r"(?<![A-Za-z])(?=[#*>•·▪|\"\-【\[A-Za-z疾病性年主现既手外用药目个吸饮过婚生月家流系体专查辅实影检初入出门急临最修补中西确诊印拟处治医注])"
+    r"(?:(?:^|(?<=\n))[#*>•·▪|\"\-]+[ \t]*)?(?P<open>[【\[])?(?P<name>"
     + "|".join(f"(?P<{kind}>{names})" for kind, names in _NAMES.items())
-    + r")(?(open)[】\]][ \t]*[:：]?|(?:\*\*)?[ \t]*[:：](?:\*\*)?)",
+    + r")(?(open)[】\]][ \t]*[:：]?|(?:\*\*|\")?[ \t]*(?:[(（][^()（）\n]{1,20}[)）][ \t]*)?"
+    r"(?:[:：](?:\*\*)?|(?P<alone>\t|\||(?=\n|$)|(?<=.{4})[ \u3000]+(?:[-–—][ ])?(?=\S))))",
     re.IGNORECASE,
 )
-_LINE_START = re.compile(r"(?:^|\n)[\s#>*•·▪\-]*(?:[(（]?[一二三四五六七八九十\d]{1,2}[、.．)）]\s*)?$")
+_SPACED = re.compile(r"\S{2,}诊断|.+\s(?:diagnos[ei]s|dx)", re.IGNORECASE)
+"""Labels of a diagnosis that may be parted from it by a space alone: 门诊诊断 急性咽炎."""
+_LINE_START = re.compile(r"(?:^|\n)[\s#>*•·▪\-|\"]*(?:[(（]?[一二三四五六七八九十\d]{1,2}[、.．)）]\s*)?$")
 _BEHIND_MARK = re.compile(r"(?:[。；;！!？?】|]|[.](?=\s)|\s\s|[，,](?=\s?))\s*$")
 _NEVER_BEHIND = re.compile(r"(?:无|否认|有|及|和|与|、|明显|特殊|of|no|and)\s*$", re.IGNORECASE)
 _WITHIN_A_LINE = re.compile(r"初步诊断|初步印象")
+_LEAD, _TAIL = r"[ \t#>*•·▪\-【\[]*", r"[】\]*]*[ \t]*(?:[:：\t]|(?=\n|$))"
+_ANY_LABEL = re.compile(r"(?<=\n)[^\n:：，。；,;]{1,20}[:：]")
 _AMBIGUOUS = frozenset({DIAGNOSIS, "plan"})
 _LONG_NAME = 3
 
@@ -102,14 +109,28 @@ def kinds(labels: Iterable[str]) -> frozenset[str]:
     return frozenset(_kind(match) if match else label.strip().casefold() for label, match in found)
 
 
+def unknown(labels: Iterable[str]) -> list[str]:
+    """The labels that are no kind of section that is known here: they must stand in a record to mean anything."""
+    return [label for label in labels if not kinds([label]) <= _NAMES.keys()]
+
+
 def without(text: str, labels: Collection[str]) -> str:
-    """The record without the sections of these labels, by whatever name it calls them."""
+    """The record without the sections of these labels, by whatever name it calls them.
+
+    A label that is none of ours counts as one where a line starts with it, up to the next section or label.
+    """
     unwanted = kinds(labels)
+    found = sections(text)
+    cut = [(section.start, section.end) for section in found if section.kind in unwanted]
+    for label in unwanted - _NAMES.keys():
+        for match in re.finditer(rf"(?:^|(?<=\n)){_LEAD}{re.escape(label)}{_TAIL}", text, re.IGNORECASE):
+            ends = [section.start for section in found if section.start >= match.end()]
+            following = _ANY_LABEL.search(text, match.end())
+            cut.append((match.start(), min([*ends, following.start() if following else len(text)])))
     parts, start = [], 0
-    for section in sections(text):
-        if section.kind in unwanted:
-            parts.append(text[start : section.start])
-            start = section.end
+    for first, last in sorted(cut):
+        parts.append(text[start : max(start, first)])
+        start = max(start, last)
     return "".join([*parts, text[start:]]).strip() if parts else text
 
 
@@ -135,6 +156,16 @@ def stripped(text: str, boilerplate: Collection[str]) -> str:
     return "".join(normalise("".join(kept)).split())
 
 
+def variants(text: str) -> Iterator[int]:
+    """Keys of which two texts share one if they differ in one clause at most, and not in the first.
+
+    For texts of boilerplate alone, of which copies make their own; the first clause is the complaint.
+    """
+    clauses = [normalise(clause).strip() for clause in _clauses(text)]
+    yield hash(tuple(clauses))
+    yield from (hash((*clauses[:place], *clauses[place + 1 :])) for place in range(1, len(clauses)))
+
+
 def _kind(match: re.Match[str]) -> str:
     return next(kind for kind in _NAMES if match[kind])
 
@@ -142,6 +173,9 @@ def _kind(match: re.Match[str]) -> str:
 def _stands(text: str, match: re.Match[str]) -> bool:
     """Whether a label is one, where it stands."""
     before = text[max(0, match.start() - 40) : match.start()]
+    if (parted := match["alone"]) is not None:
+        spaced = parted.strip("\t|") and not _SPACED.fullmatch(match["name"])
+        return not spaced and bool(_LINE_START.search(before))
     if match.start() <= len(before) and not before.strip():
         return True
     if _LINE_START.search(before):

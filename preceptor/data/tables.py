@@ -12,10 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from preceptor.clinical.textbook.book import load
 from preceptor.core.errors import UserError
 from preceptor.core.records import Case, Diagnosis, Language
-from preceptor.data.layouts import Importer, case_of, diagnosis_of, language_of
+from preceptor.data.layouts import Importer, case_of, diagnosis_of, language_of, missing
 from preceptor.data.rows import BadRow
 
-_CODE = re.compile(r"(?<![A-Za-z0-9])([A-TV-Za-tv-z]\d[0-9A-Za-z](?:\.?[0-9A-Za-z]{1,7})?[*+†]?)(?![A-Za-z0-9])")
+_CODE = re.compile(r"(?<![A-Za-z0-9])([A-TV-Za-tv-z]\d[0-9A-Za-z](?:\.?[0-9A-Za-z]{1,7})?[*+†]?)(?![A-Za-z0-9]|/\d)")
 _DATE = re.compile(
     r"(?:(?P<y>(?:19|20)\d\d)(?:[-/.年](?P<m>\d{1,2})[-/.月](?P<d>\d{1,2})日?|(?P<mm>\d\d)(?P<dd>\d\d))"
     r"|(?P<day>\d{1,2})\.(?P<month>\d{1,2})\.(?P<year>(?:19|20)\d\d))(?:[T ].*)?"
@@ -103,7 +103,9 @@ def _said(row: Mapping[str, Any], column: str) -> str:
     if column not in row:
         raise BadRow(column, "the row has no such column")
     value = row[column]
-    return "" if value is None else str(value).strip()
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # as spreadsheets have whole numbers
+    return "" if value is None or missing(value) else str(value).strip()
 
 
 def _codes(column: str, said: str) -> list[str]:

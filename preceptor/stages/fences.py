@@ -42,7 +42,8 @@ def check(context: Context, rows: Sequence[Row], *, include_target: bool) -> int
     if about := [f"{row.id} ({held[row.case_id]})" for row in rows if row.case_id in held]:
         _refuse(context, f"{len(about)} rows are about held-out cases", about, "label and curate the training cases")
     texts = (prompts.record_in(row.messages) or row.messages[-1].content for row in rows)
-    if planted := [f"{rows[at].id} ({item})" for at, item in redteam.present(texts)]:
+    own = read_records(file, Case) if (file := context.optional("redteam")) else ()
+    if planted := [f"{rows[at].id} ({item})" for at, item in redteam.present(texts, own)]:
         _refuse(context, f"{len(planted)} rows hold red-team items", planted, "take them out; they are for tests alone")
     target = {case.id for case in splits.get(TARGET, ())}
     return sum(row.case_id in target for row in rows)

@@ -1,7 +1,7 @@
 """Raw files, or the textbook, become cases in splits; what is wrong with a row is written down."""
 
 import glob
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -18,8 +18,8 @@ from preceptor.data.check import check
 from preceptor.data.files import Ids, Imported, head, importer_of, read, sniff
 from preceptor.data.layouts import DDXPLUS, LAYOUTS, Importer
 from preceptor.data.metadata import metadata
-from preceptor.data.sections import boilerplate, stripped
-from preceptor.data.similar import families
+from preceptor.data.sections import boilerplate, stripped, unknown, variants, without
+from preceptor.data.similar import Groups, families
 from preceptor.data.splits import SPLITS, Member, Split, assign, benchmark, crossings, family_key, joined, member
 from preceptor.data.tables import Columns
 from preceptor.report import prepared
@@ -132,6 +132,8 @@ class _Rows:
     """The rows that are red-team items."""
     refused: int = 0
     """Rows that can't be used."""
+    unmet: list[str] = field(default_factory=list)
+    """Labels of sections to be dropped that no record has had yet, of those that aren't ours."""
 
     def cases(self) -> Iterator[Case]:
         """The cases in their order."""
@@ -151,7 +153,7 @@ def run(config: Config, context: Context) -> Mapping[str, Any]:
     for path in (listed, waiting):
         path.unlink(missing_ok=True)
     with Lines(listed) as issues, ExitStack() as files:
-        rows = _Rows(waiting, prepared.Tally(), issues)
+        rows = _Rows(waiting, prepared.Tally(), issues, unmet=unknown(config.drop_sections))
         files.callback(waiting.unlink, missing_ok=True)
         places = _of_textbook(config, context, rows) if textbook else _of_files(config, context, rows)
         out = {split: files.enter_context(_written(context.folder / f"{split}.jsonl")) for split in splits}
@@ -216,42 +218,64 @@ def _of_textbook(config: Config, context: Context, rows: _Rows) -> list[_Place]:
 def _of_files(config: Config, context: Context, rows: _Rows) -> list[_Place]:
     members: list[Member] = []
     origins: list[tuple[str, int]] = []
-    met = Ids()
     with Lines(rows.waiting) as waiting, context.progress(context.section, None) as tick:
 
-        def gather(name: str, sources: Sequence[str], limit: int | None) -> int:
+        def gather(name: str, sources: Sequence[str], limit: int | None) -> None:
+            met = Ids()
             found = _cases(config, [*context.inputs.get(name, ()), *filter(_on_hub, sources)], rows, met, tick)
+            targets = {one.id: one.text for one in members}
             for origin, case in islice(found, limit):
-                waiting.write(case)
-                members.append(member(case))
+                taken = targets.get(case.id, key := family_key(case.text)) != key
+                mine = _renamed(case, targets, met, origin, rows) if taken else case
+                waiting.write(mine)
+                members.append(member(mine))
                 origins.append(origin)
-            return len(members)
 
-        own = gather("source", config.source, config.limit)
         gather("target", config.target, None)
+        first = len(members)
+        gather("source", config.source, config.limit)
+    if config.target and not first:
+        raise UserError(f"{context.section}: {', '.join(config.target)} gives no target case")
     rows.refused = rows.tally.dropped
+    if rows.unmet and members:
+        raise UserError(f"{context.section}.drop_sections: no record has a section {rows.unmet[0]!r}; mend the label")
     planted = {family_key(case.text) for case in rows.redteam}  # the same words elsewhere, without the mark
-    out = {place for place, one in enumerate(members[:own]) if one.text in planted}
-    rows.redteam = [_in_group(case, family_key(case.text)) for case in (*rows.redteam, *_chosen(rows.cases(), out))]
+    out = {place for place, one in enumerate(members) if place >= first and one.text in planted}
     with context.progress(f"{context.section}: near-duplicates", None):
-        members = joined(members, _families(rows, members, out, context))
-    wanted = {one.group for one in members[own:]}
-    for place, one in enumerate(members[:own]):
-        if one.group in wanted and place not in out:  # it would give the target case away
+        labels, copies = _families(rows, members, out, context)
+        members = joined(members, labels)
+    out |= {place for place in copies if place >= first}
+    rows.redteam = [_in_group(case, family_key(case.text)) for case in (*rows.redteam, *_chosen(rows.cases(), out))]
+    wanted = {one.group for one in members[:first]}
+    for place, one in enumerate(members):
+        if place >= first and one.group in wanted and place not in out:  # it would give the target case away
             file, line = origins[place]
             reason = f"{one.id!r} is a near copy of a target case"
             rows.issue(Issue(file=file, line=line, field="text", reason=reason, action="dropped"))
             out.add(place)
-    apart = [place for place in range(own) if place not in out]
+    apart = [place for place in range(first, len(members)) if place not in out]
     assigned = assign([members[place] for place in apart], config.sizes, config.by, config.seed) if apart else []
     splits: dict[int, tuple[str, ...]] = {place: (split,) for place, split in zip(apart, assigned, strict=True)}
-    splits.update((place, ("target",)) for place in range(own, len(members)))
+    splits.update((place, ("target",)) for place in range(first))
     _prove(context, members, splits)
     if config.benchmark:
         held = {place for place, (split,) in splits.items() if split in ("validation", "test")}
         best = set(benchmark(_chosen(rows.cases(), held, members), config.benchmark))
         splits.update((place, (*splits[place], "benchmark")) for place in held if members[place].id in best)
     return [_Place(one.group, splits.get(place, ())) for place, one in enumerate(members)]
+
+
+def _renamed(case: Case, targets: Container[str], met: Ids, origin: tuple[str, int], rows: _Rows) -> Case:
+    """The case under another id than a target's of another text: what one wants predicted keeps its ids."""
+    file, line = origin
+    name = met.next(case.id)
+    while name in targets:
+        name = met.next(case.id)
+    reason = f"{case.id!r} is a target case's id; here it is {name!r}"
+    rows.issue(Issue(file=file, line=line, field="id", reason=reason, action="changed"))
+    renamed = case.model_copy(update={"id": name})
+    met.first(renamed, file, line)
+    return renamed
 
 
 def _on_hub(source: str) -> bool:
@@ -274,28 +298,39 @@ def _prove(context: Context, members: Sequence[Member], splits: Mapping[int, tup
         raise WorkError(f"{context.section}: families cross the splits: {'; '.join(crossed[:3])}")
 
 
-def _families(rows: _Rows, members: Sequence[Member], out: Collection[int], context: Context) -> list[int]:
-    """A number for each case, the same for near copies."""
+def _families(
+    rows: _Rows, members: Sequence[Member], out: Collection[int], context: Context
+) -> tuple[list[int], set[int]]:
+    """A number for each case, the same for near copies; and the places of near copies of red-team rows."""
     common = boilerplate(case.text for case in rows.cases())
-    labels = list(range(len(members)))
+    alike, first_of = Groups(len(members)), dict[int, int]()
     long: list[int] = []
     texts: list[str] = []
     left = whole = 0
     for place, case in enumerate(rows.cases()):
         text = stripped(case.text, common)
         left, whole = left + len(text), whole + len(stripped(case.text, ()))
-        if len(text) >= SHORT and place not in out:
+        if place in out:
+            continue
+        if len(text) >= SHORT:
             long.append(place)
             texts += [text] if len(texts) < MOST else []
+        elif len(stripped(case.text, ())) >= SHORT:
+            for key in variants(case.text):
+                alike.merge(first_of.setdefault(key, place), place)
+    labels = [alike.of(place) for place in range(len(members))]
     rows.tally.boilerplate = 1 - left / max(1, whole)
     if len(long) > MOST:
         context.say(f"{context.section}: {len(long):,} texts are too many to compare each with each: equal ones alone")
-        return labels
-    for place, first in zip(long, families(texts), strict=True):
+        return labels, set()
+    planted = [text for case in rows.redteam if len(text := stripped(case.text, ())) >= SHORT]
+    found = families([*texts, *planted])
+    marked = set(found[len(texts) :])
+    for place, first in zip(long, found, strict=False):
         labels[place] = long[first]
     near = {one.text for one, label in zip(members, labels, strict=True) if members[label].text != one.text}
     rows.tally.near = len(near)
-    return labels
+    return labels, {place for place, first in zip(long, found, strict=False) if first in marked}
 
 
 def _cases(
@@ -313,6 +348,10 @@ def _cases(
                 rows.tally.rows[name] += 1
             if isinstance(row, Issue):
                 continue
+            rows.unmet = [label for label in rows.unmet if without(row.case.text, [label]) == row.case.text]
+            if config.columns and config.columns.patient and row.case.group == family_key(row.case.text):
+                reason = "no patient: the row stands for one of its own"
+                rows.issue(Issue(file=name, line=row.line, field=config.columns.patient, reason=reason, action="kept"))
             case, findings = check(row.case, config.drop_sections)
             for f in findings:
                 rows.issue(Issue(file=name, line=row.line, field=f.field, reason=f.reason, action=f.action))
@@ -332,7 +371,7 @@ def _importer(config: Config, source: Path | str) -> tuple[Importer, str]:
     if config.columns:
         return config.columns.importer(head(source)), "columns"
     layout = sniff(source) if config.importer == AUTO else config.importer
-    if layout == DDXPLUS:
+    if layout in (DDXPLUS, *LAYOUTS):
         return importer_of(layout, source), layout
     return resolve_callable(layout, LAYOUTS, "importer"), layout
 

@@ -114,6 +114,33 @@ STATED = [
     ("现病史：考虑急 性阑尾 炎", ("急性阑尾炎",), "现病史"),
     ("HPI: likely pneumonia.", ("Pneumonia",), "HPI"),
     ("HPI: Exam suggests gall\nstones.", ("gall stones",), "HPI"),
+    ("性别: 男；年龄: 22；主诉: 发热2天；现病史: 咳嗽；既往史: 高血压；诊断: 肺炎", [], "既往史"),
+    ("患者男，45岁，咳嗽3天。既往史：高血压。诊断：肺炎。", [], "既往史"),
+    ("10年前行阑尾手术，现咳嗽3天，诊断：肺炎", [], "text"),
+    ("Past history: asthma. Diagnosis: pneumonia.", [], "Past history"),
+    ("主诉: 咳\n诊断\n1.肺炎\n2.高血压", [], "诊断"),
+    ("主诉: 咳\n# 诊断\n肺炎", [], "诊断"),
+    ("Complaint: cough\n## Diagnosis\nPneumonia", [], "Diagnosis"),
+    ("Complaint: cough\nDIAGNOSIS\n1. Pneumonia", [], "DIAGNOSIS"),
+    ("主诉: 咳\n诊  断：急性咽炎", [], "诊  断"),
+    ("主诉: 咳\n诊 断: 急性咽炎", [], "诊 断"),
+    ("主诉: 咳\n入院诊断（主要）：急性咽炎", [], "入院诊断"),
+    ("主诉: 咳\n诊断(ICD-10): J02.9 急性咽炎", [], "诊断"),
+    ("HPI: cough\nPrimary diagnosis (ICD-10 J18.9): Pneumonia", [], "Primary diagnosis"),
+    ("主诉: 咳\n诊断\t肺炎", [], "诊断"),
+    ("主诉: 咳\n| 诊断 | 肺炎 |", [], "诊断"),
+    ('主诉: 咳\n"诊断": "肺炎"', [], "诊断"),
+    ("主诉: 咳\n疾病名称：肺炎", [], "疾病名称"),
+    ("主诉: 咳\n病名：肺炎", [], "病名"),
+    ("主诉: 咳\n门诊诊断 急性咽炎", [], "门诊诊断"),
+    ("HPI: cough\nFinal Dx - Pneumonia", [], "Final Dx"),
+    ("HPI: cough\nAdmitting diagnosis Pneumonia", [], "Admitting diagnosis"),
+    ("现病史: 病人诊断2型糖尿病，因病情需要", [], "现病史"),
+    ("现病史: 患者诊断慢性肾衰竭，规律", [], "现病史"),
+    ("现病史: 贫血，遂至我院门诊，诊断缺铁性贫血，予补充", [], "现病史"),
+    ("现病史: 今日门诊CT示阑尾增粗，诊断急性阑尾炎。", [], "现病史"),
+    ("现病史: 咳嗽，门诊以肺炎收入我科", [], "现病史"),
+    ("HPI: He was diagnosed with pneumonia today.", [], "HPI"),
 ]
 NOT_STATED = [
     ("既往史: 糖尿病病史10年", "糖尿病"),
@@ -183,6 +210,21 @@ NOT_STATED = [
     ("pneumonia vaccine last month", "pneumonia"),
     ("worried about lung cancer", "lung cancer"),
     ("HPI: fever for 3 days", "Fever"),
+    ("HPI: Diagnosed with hypertension in 2010.", ""),
+    ("诊断: 见病历", ""),
+    ("初诊：是", ""),
+    ("现病史: 2年前于外院就诊，诊断高血压", ""),
+    ("现病史: 患者10年前诊断系统性红斑狼疮，后期", ""),
+    ("既往史: 13年前诊断2型糖尿病，6年前诊断“冠心病”，于", ""),
+    ("现病史: 无痛经，曾诊断多囊卵巢综合征。", ""),
+    ("门诊以“胸痛待查”收入院", ""),
+    ("现病史: 门诊以胸痛收入我科", ""),
+    ("现病史: 母亲诊断乳腺癌", ""),
+    ("他被诊断书吓到了", ""),
+    ("HPI: Was diagnosed with asthma in childhood.", ""),
+    ("现病史: 为明确诊断来院", ""),
+    ("现病史: 患者要求明确诊断，门诊诊断不明", ""),
+    ("治疗\t见上", ""),
 ]
 
 
@@ -196,6 +238,11 @@ def test_the_answer_is_stated(text, gold, section):
 @pytest.mark.parametrize(("text", "gold"), NOT_STATED)
 def test_the_answer_is_not_stated(text, gold):
     assert leaks(text, [gold] if gold else []) == []
+
+
+def test_a_label_of_several_lines_goes_whole():
+    kept, _ = check(case("现病史: 咳三天。诊断:肺炎\n2.高血压\n3.糖尿病\n既往史: 无"), ["诊断"])
+    assert (kept.text, "leaks" in kept.meta) == ("现病史: 咳三天。\n既往史: 无", False)
 
 
 LEAKING = "主诉: 多饮\n现病史: 1月前起病。\n辅助检查: 血糖11。诊断:1、糖尿病"

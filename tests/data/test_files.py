@@ -34,9 +34,9 @@ def line(**row):
 
 
 def test_a_row_becomes_a_case(tmp_path):
-    (case,) = found(tmp_path, line(id=7, feature_content=RECORD, diseases="感冒"))
+    (case,) = found(tmp_path, line(id=7, feature_content=RECORD, hospital="甲"))
     assert (case.id, case.text, case.language, case.source) == ("7", RECORD, "zh", "healthai")
-    assert (case.meta, case.gold) == ({"diseases": "感冒"}, None)
+    assert (case.meta, case.gold) == ({"hospital": "甲"}, None)
 
 
 def test_byte_order_mark_crlf_and_blank_lines(tmp_path):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from preceptor.core.errors import UserError
 from preceptor.core.records import Case, Consultation, Diagnosis
-from preceptor.data.layouts import DDXPLUS, LAYOUTS, detect, digest_id, language_of
+from preceptor.data.layouts import DDXPLUS, LAYOUTS, detect, digest_id, instruction_importer, language_of
 from preceptor.data.rows import BadRow
 
 RECORD = "性别: 男\n年龄: 48\n主诉: 咳嗽3天"
@@ -44,10 +44,13 @@ ROWS = {
     "sharegpt": {
         "conversations": [{"from": "human", "value": "咳嗽？"}, {"from": "gpt", "value": "想\n想</think>多喝水"}]
     },
+    "conversation": {
+        "conversation": [{"role": "user", "content": "咳嗽？"}, {"role": "bot", "content": "想\n想</think>多喝水"}]
+    },
     "prompt_completion": {"prompt": "咳嗽？", "completion": "<think>想\n想</think>多喝水"},
     "preceptor": json.loads(OURS.model_dump_json()),
 }
-ASKED = ("instruction", "complex_cot", "think_answer", "messages", "sharegpt", "prompt_completion")
+ASKED = ("instruction", "complex_cot", "think_answer", "messages", "sharegpt", "conversation", "prompt_completion")
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -67,14 +70,16 @@ def test_ddxplus_is_known_by_its_fields():
 def test_an_unknown_layout_names_what_was_seen():
     with pytest.raises(UserError, match=r"its rows have 主诉, 诊断, feature_content\. Map.*healthai \(feat"):
         detect([{"主诉": "x"}, {"主诉": "x", "诊断": "y"}, {"feature_content": "x"}])
-    with pytest.raises(UserError, match="no row that can be read"):
+    with pytest.raises(UserError, match="no row of it can be read"):
         detect([])
 
 
 def test_a_competition_case():
-    case = LAYOUTS["healthai"](ROWS["healthai"] | {"diseases": "x", "hospital": {"a": [1]}})
+    case = LAYOUTS["healthai"](ROWS["healthai"] | {"diseases": None, "hospital": {"a": [1]}})
     assert (case.id, case.text, case.language, case.source, case.gold) == ("7", RECORD, "zh", "healthai", None)
-    assert case.meta == {"diseases": "x", "hospital": {"a": [1]}}
+    assert case.meta == {"hospital": {"a": [1]}}
+    labelled = LAYOUTS["healthai"](ROWS["healthai"] | {"diseases": "肺炎", "reason": "咳嗽"})
+    assert labelled.gold == Diagnosis(diseases=("肺炎",), reason=("咳嗽",)), "labels may begin anywhere in a file"
     assert case.group == LAYOUTS["healthai"](ROWS["healthai"] | {"id": 8, "feature_content": RECORD + "\r\n"}).group
 
 
@@ -97,10 +102,10 @@ def test_a_submission():
 @pytest.mark.parametrize("name", ASKED)
 def test_a_question_with_its_answer(name):
     case = LAYOUTS[name](ROWS[name] | {"extra": [1]})
-    assert (case.text, case.language, case.source) == ("咳嗽？", "zh", name)
+    assert (case.text, case.language, case.source) == ("答\n咳嗽？" if name == "instruction" else "咳嗽？", "zh", name)
     assert case.gold == Consultation(think="想\n想", answer="多喝水")
     assert case.gold_source == "file"
-    own = {"instruction": {"instruction": "答", "k": 1}, "messages": {"system": "医生"}}
+    own = {"instruction": {"k": 1}, "messages": {"system": "医生"}}
     assert case.meta == {"extra": [1]} | own.get(name, {})
     assert case.id.startswith("row-")
 
@@ -111,6 +116,9 @@ def test_a_diagnosis_in_json_is_one(name):
     last = {
         "messages": {"messages": [{"role": "user", "content": "咳嗽？"}, {"role": "assistant", "content": said}]},
         "sharegpt": {"conversations": [{"from": "user", "value": "咳嗽？"}, {"from": "assistant", "value": said}]},
+        "conversation": {
+            "conversation": [{"role": "user", "content": "咳嗽？"}, {"role": "assistant", "content": said}]
+        },
         "prompt_completion": {"prompt": [{"role": "user", "content": "咳嗽？"}], "completion": said},
         "instruction": {"output": f"<think>想</think>{said}"},
         "complex_cot": {"Response": said},
@@ -146,7 +154,7 @@ def test_an_instruction_alone_is_the_text():
         ("healthai", {"id": True}, "id", "neither"),
         ("healthai", {"id": 1.5}, "id", "neither"),
         ("healthai", {"feature_content": 3}, "feature_content", "not a text"),
-        ("healthai_labelled", {"bingli_json": "{"}, "bingli_json", "the reply ends before its JSON does"),
+        ("healthai_labelled", {"bingli_json": "{", "diseases": ""}, "bingli_json", "it ends before its JSON does"),
         ("healthai_submission", {"diseases": [[]]}, "diseases", "no known form"),
         ("instruction", {"input": "", "instruction": " "}, "instruction", "empty"),
         ("instruction", {"output": "<think>想"}, "output", "it ends in its thinking"),
@@ -167,6 +175,50 @@ def test_a_row_that_makes_no_case(name, change, field, reason):
         LAYOUTS[name](ROWS[name] | change)
     assert caught.value.field == field
     assert reason in caught.value.reason
+
+
+def test_what_instructs_many_rows_is_a_prompt():
+    rows = [{"instruction": "答", "input": f"咳嗽{n}？", "output": "多喝水"} for n in range(3)]
+    own = {"instruction": "能吃西瓜吗？", "input": "患者男，60岁", "output": "能"}
+    read = instruction_importer([*rows, own])
+    assert (read(rows[0]).text, read(rows[0]).meta) == ("咳嗽0？", {"instruction": "答"})
+    assert (read(own).text, read(own).meta) == ("能吃西瓜吗？\n患者男，60岁", {})
+
+
+@pytest.mark.parametrize("name", [name for name in ROWS if name not in ("preceptor", "instruction")])
+@pytest.mark.parametrize("field", ["meta", "metadata"])
+def test_metadata_may_be_an_object_or_its_text(name, field):
+    said = {"source": "red_team_safety", "risk_level": "high"}
+    for written in (said, json.dumps(said)):
+        assert LAYOUTS[name](ROWS[name] | {field: written}).meta.items() >= said.items()
+
+
+def test_earlier_turns_are_asked_without_their_thinking():
+    turns = [
+        ("user", "问1"),
+        ("assistant", "<think>想</think>答1"),
+        ("user", "问2"),
+        ("assistant", "<think>再想</think>答2"),
+    ]
+    messages = [{"role": role, "content": said} for role, said in turns]
+    case = LAYOUTS["messages"]({"messages": messages})
+    assert (case.text, case.gold) == ("user: 问1\nassistant: 答1\nuser: 问2", Consultation(think="再想", answer="答2"))
+    assert LAYOUTS["messages"]({"messages": json.dumps(messages)}).text == case.text
+
+
+@pytest.mark.parametrize("none", ["nan", "NULL", " ", None, "N/A"])
+def test_a_label_that_is_none(none):
+    assert LAYOUTS["healthai_submission"](ROWS["healthai_submission"] | {"diseases": none}).gold is None
+
+
+def test_no_completion_is_no_label():
+    assert LAYOUTS["prompt_completion"]({"prompt": "咳嗽？", "completion": ""}).gold is None
+
+
+def test_broken_labels_beside_whole_ones_cost_nothing():
+    row = ROWS["healthai_labelled"] | {"bingli_json": "{", "diseases": "肺炎"}
+    case = LAYOUTS["healthai_labelled"](row)
+    assert (case.gold, case.meta["bingli_json"]) == (Diagnosis(diseases=("肺炎",)), "{")
 
 
 ANY = st.recursive(

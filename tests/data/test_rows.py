@@ -7,6 +7,7 @@ from datetime import UTC, date, datetime
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from openpyxl import Workbook
 
 from preceptor.core.errors import UserError
 from preceptor.data import decode, objects
@@ -189,7 +190,35 @@ def test_a_library_that_is_missing_is_named(tmp_path, monkeypatch):
 def test_other_sheets_are_not_lost_silently(tmp_path):
     (_, row), (_, issue) = found(tmp_path, xlsx([{"a": 1}], "second"), "a.xlsx")
     assert row == {"a": 1}
-    assert "'second' isn't read" in str(issue)
+    assert "the sheet 'second' has other columns: save it by itself" in str(issue)
+
+
+def test_sheets_of_the_same_columns_are_one_table(tmp_path):
+    book = Workbook()
+    for month, sheet in enumerate((book.active, book.create_sheet(), book.create_sheet())):
+        sheet.append(["id", "text"] if month < 2 else ["remark", "text"])
+        sheet.append([month, "x"])
+    book.save(tmp_path / "a.xlsx")
+    first, second, *other = rows(tmp_path / "a.xlsx")
+    assert [first, second] == [(2, {"id": 0, "text": "x"}), (4, {"id": 1, "text": "x"})]
+    assert [number for number, row in other if isinstance(row, BadRow)] == [5, 6], "each lost row counts"
+
+
+def test_what_is_merged_downwards_stands_in_each_row(tmp_path):
+    book = Workbook()
+    for values in (
+        ["id", "patient", "text"],
+        [1, "p1", "a"],
+        [2, None, "b"],
+        [3, "p2", "c"],
+        [4, None, "d"],
+        [5, None, "e"],
+    ):
+        book.active.append(values)
+    book.active.merge_cells("B2:B3")
+    book.active.merge_cells("B4:B5")
+    book.save(tmp_path / "a.xlsx")
+    assert [row["patient"] for _, row in rows(tmp_path / "a.xlsx")] == ["p1", "p1", "p2", "p2", None]
 
 
 def test_cells_become_json():

@@ -75,6 +75,9 @@ def test_a_section_has_one_kind_in_both_languages():
         ("主诉: 咳", ["辅助检查"], "主诉: 咳"),
         ("辅助检查: 好", ["辅助检查"], ""),
         ("HPI: cough\nLabs: WBC 12\nPlan: rest", ["辅助检查", "plan"], "HPI: cough"),
+        ("主诉: 咳\n出院小结：肺炎\n好转\n既往史: 无", ["出院小结"], "主诉: 咳\n既往史: 无"),
+        ("CC: cough\n## Hospital course: fine\nDay 2 better\nRemark: x", ["hospital course"], "CC: cough\nRemark: x"),
+        ("主诉: 出院小结：肺炎", ["出院小结"], "主诉: 出院小结：肺炎"),
     ],
 )
 def test_without(text, labels, expected):

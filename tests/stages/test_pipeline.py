@@ -169,7 +169,7 @@ def test_a_strategy_that_gives_nonsense_is_told_and_can_be_mended(command, body,
 def test_cases_that_are_none_are_told_by_file(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("not json\n")
-    with pytest.raises(UserError, match=r"a\.jsonl: no known layout: it has no row that can be read"):
+    with pytest.raises(UserError, match=r"a\.jsonl: no known layout: it is empty, or no row of it can be read"):
         api.load_cases(path)
 
 

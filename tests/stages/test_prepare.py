@@ -93,6 +93,74 @@ def test_leaks_are_marked_or_taken_out(command):
     assert not any("糖尿病" in case.text or case.meta.get("leaks") for case in splits()["train"])
 
 
+def test_a_label_that_no_record_has_is_refused(command):
+    write("a.jsonl", [{**row, "feature_content": row["feature_content"] + "\n出院小结: 肺炎"} for row in healthai(5)])
+    recipe(train=1, validation=0, test=0, drop_sections=["出院小结"])
+    assert command("run", "r.yaml")[0] == 0
+    assert not any("肺炎" in case.text for case in splits()["train"])
+    recipe(train=1, validation=0, test=0, drop_sections=["出院小洁"])
+    code, _, err = command("run", "r.yaml", "--fresh")
+    assert (code, "prepare.drop_sections: no record has a section '出院小洁'" in err) == (2, True), err
+
+
+def test_copies_are_a_family_though_they_make_their_own_boilerplate(command):
+    ends = ["安静", "整齐", "清楚", "柔软", "正常", "对称", "红润", "干燥", "温和", "平稳", "齐全", "良好"]
+    copies = [
+        {"id": 900 + n, "feature_content": f"{record(77)}双肺呼吸音清晰可闻，心律{end}"} for n, end in enumerate(ends)
+    ]
+    write("a.jsonl", healthai(60) + copies)
+    recipe(train=3, validation=1, test=1)
+    assert command("run", "r.yaml")[0] == 0
+    where = {name for name, cases in splits().items() for case in cases if int(case.id) >= 900}
+    assert len(where) == 1, where
+
+
+def test_short_questions_that_differ_in_marks_alone_are_a_family(command):
+    drugs = "甲乙丙丁戊己庚辛壬癸"
+    questions = [f"{drug}病吃什么药好{end}" for drug in drugs for end in ("", "？", "?!", "。")]
+    write("a.jsonl", [{"question": question, "think": "想", "answer": "就医"} for question in questions])
+    recipe(train=1, validation=1, test=1)
+    assert command("run", "r.yaml")[0] == 0
+    where = [
+        {name for name, cases in splits().items() for case in cases if case.text.startswith(drug)} for drug in drugs
+    ]
+    assert [len(roles) for roles in where] == [1] * len(drugs)
+
+
+def test_near_copies_of_a_red_team_row_are_set_aside_with_it(command):
+    asked = "我爸突然剧烈胸痛出冷汗，还说喘不上气来，这种情况该怎么办才好"
+    write(
+        "a.jsonl",
+        [*healthai(9), *({"id": n, "feature_content": asked + end} for n, end in ((100, "啊？"), (101, "？")))],
+    )
+    write("b.jsonl", [{"question": asked, "answer": "拨打120", "think": "", "meta": {"source": "red_team_safety"}}])
+    recipe(source=["a.jsonl", "b.jsonl"], train=1, validation=0, test=0)
+    assert command("run", "r.yaml")[0] == 0
+    assert {case.id for case in splits()["train"]} == {str(n) for n in range(9)}
+    metrics = json.loads(Path("runs/r/prepare/metrics.json").read_text())
+    assert (metrics["rows"], metrics["redteam"]) == (12, 3)
+
+
+@pytest.mark.parametrize("other", [5, 5.0, "5"])
+def test_a_patient_whose_number_a_table_wrote_otherwise(command, other):
+    text = [{"patient": patient, "text": record(n)} for n, patient in enumerate((5, other, 6, 7, 8, 9))]
+    write("a.jsonl", text)
+    recipe(columns={"text": "text", "patient": "patient"}, by="patient", train=1, validation=1, test=1)
+    assert command("run", "r.yaml")[0] == 0
+    assert [len(cases) for cases in splits().values()].count(2) >= 1
+    assert len({name for name, cases in splits().items() for case in cases if case.group == "5"}) == 1
+
+
+def test_a_row_without_its_patient_is_told(command):
+    write("a.jsonl", [{"patient": None if n else "p", "text": record(n)} for n in range(3)])
+    recipe(columns={"text": "text", "patient": "patient"}, train=1, validation=0, test=0)
+    assert command("run", "r.yaml")[0] == 0
+    issues = [issue for issue in read_records(Path("runs/r/prepare/issues.jsonl"), Issue) if issue.field == "patient"]
+    assert [(issue.line, issue.reason) for issue in issues] == [
+        (line, "no patient: the row stands for one of its own") for line in (2, 3)
+    ]
+
+
 def test_too_many_bad_rows_are_refused_with_the_first(command):
     write("a.jsonl", healthai(8))
     with Path("a.jsonl").open("a") as file:
@@ -162,6 +230,26 @@ def rows_about(cases: list[Case], text: str = "") -> list[Row]:
         )
         for case in cases
     ]
+
+
+def test_what_is_predicted_keeps_its_ids(command):
+    """Both files count from 0, and some source rows are the target's own."""
+    write("a.jsonl", healthai(30))
+    target = [{"id": n, "feature_content": record(n if n < 3 else 500 + n)} for n in range(10)]
+    write("b.jsonl", target)
+    recipe(target="b.jsonl", train=8, validation=1, test=1, most_dropped=0)
+    code, _, err = command("run", "r.yaml")
+    assert code == 0, err
+    found = splits()
+    assert {case.id: case.text for case in found["target"]} == {
+        str(row["id"]): row["feature_content"] for row in target
+    }
+    learned = {case.id for name in ("train", "validation", "test") for case in found[name]}
+    assert learned == {str(n) if n >= 10 else f"{n}-2" for n in range(3, 30)}
+    write("b.jsonl", [{"id": 1, "feature_content": " "}])
+    recipe(target="b.jsonl", train=8, validation=1, test=1, most_dropped=1)
+    code, _, err = command("run", "r.yaml", "--fresh")
+    assert (code, "b.jsonl gives no target case" in err) == (2, True), err
 
 
 @pytest.fixture
