@@ -89,9 +89,11 @@ def status(
 def stats(files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="JSONL files.")]) -> None:
     """Cases: their length. Answers: reasons, characters, diseases per case."""
     from preceptor.app.console import Show
-    from preceptor.report.stats import table
+    from preceptor.report.stats import tables
 
-    Show().result(table(files))
+    show = Show()
+    for table in tables(files, show.width):
+        show.result(table)
 
 
 @app.command()

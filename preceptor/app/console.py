@@ -30,6 +30,11 @@ class Show:
         self._out = Console(highlight=False)
         self._err = Console(stderr=True, highlight=False)
 
+    @property
+    def width(self) -> int:
+        """Characters of a line of results."""
+        return self._out.width
+
     def line(self, text: str) -> None:
         """Say how the work stands."""
         self._err.print(Text(text), soft_wrap=True)

@@ -1,5 +1,6 @@
 """What is in files of cases and answers: counts, lengths, sections, reasons, diseases; whatever layout they have."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,42 +42,70 @@ class _Tally:
     failed: int = 0
 
 
-def table(files: Iterable[Path]) -> Table:
-    """One column a file.
+_Line = tuple[str, Callable[[_Tally], str]]
+_LINES: tuple[_Line, ...] = (
+    ("layout", lambda t: t.kind),
+    ("rows", lambda t: f"{t.rows:,}"),
+    ("not understood", lambda t: f"{t.bad:,}"),
+    ("cases", lambda t: f"{len(t.cases):,}"),
+    ("characters a case: mean", lambda t: _mean(t.cases, 0)),
+    ("  median, 95 %, most", lambda t: _spread(t.cases)),
+    ("  from none to most", lambda t: _histogram(t.cases)),
+    ("sections a case", lambda t: _mean(t.sections)),
+    ("answers", lambda t: f"{len(t.answers):,}"),
+    ("characters an answer: mean", lambda t: _mean(t.answers, 0)),
+    ("  median, 95 %, most", lambda t: _spread(t.answers)),
+    ("  from none to most", lambda t: _histogram(t.answers)),
+    ("reasons an answer", lambda t: _mean(t.reasons)),
+    ("  from 0 on", lambda t: _counts(t.reasons)),
+    ("characters of the reasons: mean", lambda t: _mean(t.quoted, 0)),
+    ("diseases an answer", lambda t: _mean(t.diseases)),
+    ("  from 0 on", lambda t: _counts(t.diseases)),
+    ("abstained", lambda t: f"{t.abstained:,}"),
+    ("failed or unread", lambda t: f"{t.failed:,}"),
+)
+_NARROWEST, _GAP = 12, 2
+
+
+def tables(files: Iterable[Path], width: int) -> list[Table]:
+    """One column a file, as many beside one another as `width` characters hold.
 
     Raises:
-        UserError: a file is missing.
+        UserError: a file is missing, or can't be read.
     """
-    shown = Table(box=SIMPLE_HEAD, pad_edge=False)
-    shown.add_column("", no_wrap=True)
-    tallies = []
-    for path in files:
-        shown.add_column(path.name, justify="right", overflow="fold")
-        tallies.append(_tally(path))
-    lines: tuple[tuple[str, Callable[[_Tally], str]], ...] = (
-        ("layout", lambda t: t.kind),
-        ("rows", lambda t: f"{t.rows:,}"),
-        ("not understood", lambda t: f"{t.bad:,}"),
-        ("cases", lambda t: f"{len(t.cases):,}"),
-        ("characters a case: mean", lambda t: _mean(t.cases, 0)),
-        ("  median, 95 %, most", lambda t: _spread(t.cases)),
-        ("  from none to most", lambda t: _histogram(t.cases)),
-        ("sections a case", lambda t: _mean(t.sections)),
-        ("answers", lambda t: f"{len(t.answers):,}"),
-        ("characters an answer: mean", lambda t: _mean(t.answers, 0)),
-        ("  median, 95 %, most", lambda t: _spread(t.answers)),
-        ("  from none to most", lambda t: _histogram(t.answers)),
-        ("reasons an answer", lambda t: _mean(t.reasons)),
-        ("  from 0 on", lambda t: _counts(t.reasons)),
-        ("characters of the reasons: mean", lambda t: _mean(t.quoted, 0)),
-        ("diseases an answer", lambda t: _mean(t.diseases)),
-        ("  from 0 on", lambda t: _counts(t.diseases)),
-        ("abstained", lambda t: f"{t.abstained:,}"),
-        ("failed or unread", lambda t: f"{t.failed:,}"),
-    )
-    for name, cell in lines:
-        shown.add_row(name, *(cell(tally) for tally in tallies))
+    found = list(files)
+    columns = [[cell(tally) for _, cell in _LINES] for tally in map(_tally, found)]
+    names = _names(found)
+    room = width - max(len(label) for label, _ in _LINES)
+    shown: list[Table] = []
+    for group in _groups([max(_NARROWEST, *map(len, column)) + _GAP for column in columns], room):
+        shown.append(Table(box=SIMPLE_HEAD, pad_edge=False))
+        shown[-1].add_column("", no_wrap=True)
+        for place in group:
+            widest = max(_NARROWEST, *map(len, columns[place]))
+            shown[-1].add_column(names[place], justify="right", overflow="fold", min_width=widest)
+        for (label, _), *cells in zip(_LINES, *(columns[place] for place in group), strict=True):
+            shown[-1].add_row(label, *cells)
     return shown
+
+
+def _names(files: Sequence[Path]) -> list[str]:
+    """The files' names, with their folders where two are called the same."""
+    times = Counter(path.name for path in files)
+    return [path.name if times[path.name] == 1 else str(path) for path in files]
+
+
+def _groups(widths: Sequence[int], room: int) -> list[list[int]]:
+    """Neighbours that fit into the room together; one that is too wide stands alone."""
+    groups: list[list[int]] = []
+    left = 0
+    for place, wide in enumerate(widths):
+        if not groups or wide > left:
+            groups.append([])
+            left = room
+        groups[-1].append(place)
+        left -= wide
+    return groups
 
 
 def _tally(path: Path) -> _Tally:

@@ -53,7 +53,8 @@ def test_status_tells_done_and_failed(command):
     assert (code, "did you mean 'toy'?" in err) == (2, True)
 
 
-def test_stats_understands_our_records_and_the_competitions(command):
+def test_stats_understands_our_records_and_the_competitions(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     case = Case(id="1", text="cough", language="en", source="s", group="g", gold=Diagnosis(diseases=("cold",)))
     answers = [
         Prediction(
@@ -78,6 +79,17 @@ def test_stats_understands_our_records_and_the_competitions(command):
     assert table["cases"] == ["1", "0", "1"]
     assert table["diseases an answer"] == ["1.0", "2.0", "2.0"]
     assert table["failed or unread"] == ["0", "1", "0"]
+
+
+def test_stats_of_many_files_breaks_no_figure(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for folder in "abcdef":
+        Path(folder).mkdir()
+        lines = (json.dumps({"id": n, "feature_content": "主诉: 咳嗽" * 9}) + "\n" for n in range(1240))
+        Path(folder, "train.jsonl").write_text("".join(lines))
+    code, out, _ = command("stats", *(f"{folder}/train.jsonl" for folder in "abcdef"))
+    assert (code, out.split().count("1,240")) == (0, 2 * 6), "rows and cases of each"
+    assert all(f"{folder}/train" in out for folder in "abcdef"), "files of one name are told apart"
 
 
 def test_doctor_answers_without_a_network(command, monkeypatch):

@@ -103,6 +103,12 @@ def test_complexity(text, expected):
         "MRN: 1234567",
         "DOB: 3 May 1980",
         "jane@example.org",
+        "患者张三，男，45岁，发热",
+        "我叫王小明，咳嗽三天",
+        "电话138 1234 5678",
+        "家住北京市海淀区中关村大街27号",
+        "主任医师王建国",
+        "John Smith is a 45-year-old man",
     ],
 )
 def test_what_names_a_person_is_found(text):
@@ -124,6 +130,11 @@ def test_what_names_a_person_is_found(text):
         "Name: ___",
         "a patient with Crohn disease",
         "WBC 12.5, platelets 250000",
+        "患者高热，伴咳嗽",
+        "患者白带多，色黄",
+        "我是高血压，能吃西瓜吗",
+        "患者王某，男，45岁",
+        "The Patient is 45 years old",
     ],
 )
 def test_a_record_without_names_is_deidentified(text):
