@@ -119,7 +119,13 @@ _LONGEST = 300
 _BRITISH = ((re.compile("[ao]+e"), "e"), (re.compile("our"), "or"), (re.compile("ise"), "ize"))
 _FILLERS = frozenset({"of", "the", "a", "an", "disease", "disorder", "syndrome", "s"})
 _LIST = re.compile(r"[；;、\n|]")
-_COMMA = re.compile(r"[，,]")
+_COMMA = re.compile(
+    r"""[，,](?!\s*(?:(?:type|stage|grade|class|unspecified|without|with|due|not|nos|other|site)\b
+    |(?:acute|chronic|left|right|bilateral|mild|moderate|severe|primary|secondary)\s*(?:[，,]|$)
+    |(?:极高危|[很高中低]危|[ⅠⅡⅢⅣIVX\d]+[型级期](?:[，,]|$))))""",
+    re.IGNORECASE | re.VERBOSE,
+)
+"""Not where what follows belongs to the name before, as classifications have it: Diabetes mellitus, type 2."""
 
 
 def split(names: str, *, commas: bool = True) -> list[str]:
