@@ -40,8 +40,8 @@ class Bin(Record):
 
 def reliability(confidence: ArrayLike, correct: ArrayLike, bins: int = 15) -> list[Bin]:
     """Mean confidence against accuracy in bins of equal width, closed above; empty bins are left out."""
-    p, y = _paired(confidence, correct)
-    place, edges = _place(p, bins)
+    p, y = paired(confidence, correct)
+    place, edges = binned(p, bins)
     n = np.bincount(place, minlength=bins)
     held = np.flatnonzero(n)
     mean_p = np.bincount(place, p, bins)[held] / n[held]
@@ -54,15 +54,15 @@ def reliability(confidence: ArrayLike, correct: ArrayLike, bins: int = 15) -> li
 
 def ece(confidence: ArrayLike, correct: ArrayLike, bins: int = 15) -> float:
     """Expected calibration error: the gap of accuracy and confidence in each bin, weighted by its share."""
-    p, y = _paired(confidence, correct)
-    place, _ = _place(p, bins)
+    p, y = paired(confidence, correct)
+    place, _ = binned(p, bins)
     return float(np.abs(np.bincount(place, y - p, bins)).sum() / len(p))
 
 
 def ece_floor(confidence: ArrayLike, bins: int = 15, seed: int = 0, draws: int = 200) -> float:
     """Mean ECE that a perfectly calibrated model would show on as many answers: never zero on a sample."""
-    p, _ = _paired(confidence, confidence)
-    place, _ = _place(p, bins)
+    p, _ = paired(confidence, confidence)
+    place, _ = binned(p, bins)
     rng = np.random.default_rng(seed)
     gaps = [np.abs(np.bincount(place, (rng.random(len(p)) < p) - p, bins)).sum() for _ in range(draws)]
     return float(np.mean(gaps) / len(p))
@@ -70,8 +70,8 @@ def ece_floor(confidence: ArrayLike, bins: int = 15, seed: int = 0, draws: int =
 
 def ece_estimate(confidence: ArrayLike, correct: ArrayLike, bins: int = 15, seed: int = 0) -> Estimate:
     """ECE with its bootstrap interval, which shares the upward bias of `ece`; see `ece_floor`."""
-    p, y = _paired(confidence, correct)
-    place, _ = _place(p, bins)
+    p, y = paired(confidence, correct)
+    place, _ = binned(p, bins)
     gaps = np.zeros((len(p), bins))
     gaps[np.arange(len(p)), place] = y - p
     return estimate(gaps, lambda means: np.abs(means).sum(axis=1), seed=seed)
@@ -121,7 +121,12 @@ def _table(values: ArrayLike) -> Floats:
     return table
 
 
-def _paired(confidence: ArrayLike, correct: ArrayLike) -> tuple[Floats, Floats]:
+def paired(confidence: ArrayLike, correct: ArrayLike) -> tuple[Floats, Floats]:
+    """Confidence in each answer and whether it was right, in [0, 1].
+
+    Raises:
+        ValueError: they are not as many, none, or out of range.
+    """
     p, y = np.asarray(confidence, dtype=np.float64), np.asarray(correct, dtype=np.float64)
     if p.ndim != 1 or p.shape != y.shape or not len(p):
         raise ValueError(f"one confidence for each answer is needed, at least one: {p.shape} against {y.shape}")
@@ -130,7 +135,7 @@ def _paired(confidence: ArrayLike, correct: ArrayLike) -> tuple[Floats, Floats]:
     return p, y
 
 
-def _place(p: Floats, bins: int) -> tuple[NDArray[np.int64], list[float]]:
+def binned(p: Floats, bins: int) -> tuple[NDArray[np.int64], list[float]]:
     """The bin of each confidence, and the edges. Comparing with the edges keeps 0.7 in (0.6, 0.7]."""
     edges = np.linspace(0, 1, bins + 1)
     return np.searchsorted(edges[1:-1], p, side="left"), edges.tolist()

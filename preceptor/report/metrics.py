@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from preceptor.core import confidence
 from preceptor.core.records import Case, Diagnosis, FailureKind, Prediction, Score
 from preceptor.core.statistics import Bin, Estimate, ece_floor, reliability
 from preceptor.report.baseline import BAG_OF_WORDS, EXACT
@@ -21,6 +22,8 @@ TEACHER = "teacher"
 BINS, RESAMPLES = 15, 1_000
 CHUNK = 2_000
 """Cases whose weights are in memory at once."""
+BLOCK = 2_000_000
+"""Answers' weights that are in memory at once, of all draws together."""
 Z = 1.96
 """Standard deviations to the edge of a 95 % interval."""
 GRADES = ("top1", "disease_f1", "evidence_grounded")
@@ -28,6 +31,7 @@ STATES = ("parsed", "repaired", "abstained", "failed", *(f"failed_{kind}" for ki
 AGREEMENT = ("agreement_top1", "agreement_disease_f1")
 """What grades are called that stand on the teacher's answer for want of gold: never accuracy."""
 SHARES = (*GRADES, *AGREEMENT, *STATES)
+_GAPS = ("ece_mass", "trust")
 Floats = NDArray[np.float64]
 
 
@@ -52,6 +56,8 @@ class Evaluation:
     metrics: dict[str, dict[str, Estimate]]
     """By model and metric; one that can't be known is absent."""
     reliability: dict[str, list[Bin]]
+    risk: dict[str, list[tuple[float, float]]]
+    """By model, the share of the surest answers that is kept, and the error among them."""
     failures: dict[str, dict[FailureKind, Failures]]
     ranking: dict[str, list[str]]
     """By model, the ids of the cases that it answered: the worst answers first, of equals the surest."""
@@ -101,7 +107,10 @@ class Evaluator:
         """Estimates with 95 % intervals."""
         grades = {model: _Grades(tally) for model, tally in self._tallies.items()}
         draws = _resampled(grades, len(self.cases), seed)
-        metrics = {model: part.estimates(draws[model], seed) for model, part in grades.items()}
+        metrics = {
+            model: part.estimates(draws[model], seed) | part.of_confidence(len(self.cases), seed)
+            for model, part in grades.items()
+        }
         for model, row in metrics.items():
             mine = draws[model].get("top1")
             if mine is None or model in (BAG_OF_WORDS, EXACT):
@@ -114,6 +123,11 @@ class Evaluator:
             metrics=metrics,
             reliability={
                 model: reliability(part.confidence[part.sure], part.correct[part.sure], BINS)
+                for model, part in grades.items()
+                if part.sure.any()
+            },
+            risk={
+                model: confidence.curve(part.confidence[part.sure], part.correct[part.sure])
                 for model, part in grades.items()
                 if part.sure.any()
             },
@@ -205,6 +219,28 @@ class _Grades:
             floor = ece_floor(self.confidence[self.sure], BINS, seed)
             found["ece_floor"] = Estimate(value=floor, low=floor, high=floor, n=n)
         return found
+
+    def of_confidence(self, cases: int, seed: int) -> dict[str, Estimate]:
+        """Whether the confidence is worth anything, with intervals; empty where there is none. `cases`: of all."""
+        if not self.sure.any():
+            return {}
+        sure, correct, case = self.confidence[self.sure], self.correct[self.sure], self.case[self.sure]
+        rng, n, block = np.random.default_rng(seed), self._cases(self.sure), max(1, BLOCK // len(sure))
+        values = confidence.figures(sure, correct)
+        drawn = [
+            confidence.figures(sure, correct, rng.poisson(1.0, (min(block, RESAMPLES - done), cases))[:, case])
+            for done in range(0, RESAMPLES, block)
+        ]
+        found = {}
+        for name, value in values.items():
+            draws = np.concatenate([figures[name] for figures in drawn])
+            if np.isnan(value).any() or np.isnan(draws).all():
+                continue
+            if name in _GAPS:  # as with ECE, resampling alone makes gaps grow
+                draws = draws - (np.nanmedian(draws) - value)
+            found[name] = _estimate(np.append(value, np.maximum(0, draws) if name == "ece_mass" else draws), n)
+        floor = confidence.mass_floor(sure, seed)
+        return found | {"ece_mass_floor": Estimate(value=floor, low=floor, high=floor, n=n)}
 
     def worst_first(self) -> list[int]:
         """Numbers of answered cases by what the answers are worth; of equals, the surest answer first."""

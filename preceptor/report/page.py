@@ -16,6 +16,8 @@ WORST, REST = 6, 4
 """Of the cases shown: how many are the worst answers, how many are spread over the others."""
 EXCERPT = 240
 """Characters shown of a reply that failed."""
+SCORES = ("auroc", "brier", "nll", "aurc", "augrc", "risk_at_80", "ece_mass", "trust")
+"""Of confidence, in the order in which they are shown."""
 LIKELY_SHOWN, LEAST_SHOWN = 3, 0.005
 
 
@@ -83,6 +85,7 @@ def render(
         examples=examples,
         notices=notices,
         borrowed=borrowed,
+        scores=SCORES,
         diagrams={model: _dots(bins) for model, bins in evaluation.reliability.items()},
         kinds=kinds,
         excerpt=EXCERPT,

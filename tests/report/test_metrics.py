@@ -2,8 +2,10 @@
 
 from collections.abc import Iterable
 
+import numpy as np
 import pytest
 
+from preceptor.core.confidence import figures
 from preceptor.core.records import Case, Diagnosis, FailureKind, Prediction
 from preceptor.core.statistics import ece
 from preceptor.report.baseline import BAG_OF_WORDS, exact
@@ -101,6 +103,33 @@ def test_calibration_is_of_the_first_disease_of_answers_that_have_a_confidence()
     assert metrics["ece"].n == metrics["ece_floor"].n == 3
     assert metrics["ece"].low <= metrics["ece"].value <= metrics["ece"].high
     assert [(b.n, b.accuracy) for b in evaluation.reliability["student"]] == [(1, 1.0), (2, 0.5)]
+
+
+def test_scores_of_confidence_have_intervals_whatever_is_in_memory_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    cases = [case(i, ASTHMA) for i in range(60)]
+    sure = rng.random(60).round(2).tolist()
+    predictions = [answer(i, ASTHMA if rng.random() < p else INFLUENZA, confidence=p) for i, p in enumerate(sure)]
+    evaluation = evaluated(cases, predictions)
+    found = evaluation.metrics["student"]
+    right = [p.output.diseases == (ASTHMA,) for p in predictions if isinstance(p.output, Diagnosis)]
+    for name, value in figures(sure, right).items():
+        assert found[name].value == pytest.approx(value.item())
+        assert found[name].low <= found[name].value <= found[name].high
+        assert found[name].high - found[name].low > 0.01
+    assert found["auroc"].low > 0.5
+    assert found["ece_mass_floor"].value > 0
+    assert evaluation.risk["student"][-1] == pytest.approx((1, 1 - np.mean(right)))
+    monkeypatch.setattr("preceptor.report.metrics.BLOCK", 700)
+    other = evaluated(cases, predictions).metrics["student"]
+    assert other["auroc"].value == found["auroc"].value
+    assert other["auroc"].low == pytest.approx(found["auroc"].low, abs=0.03)
+
+
+def test_where_all_are_right_nothing_tells_right_from_wrong() -> None:
+    found = evaluated([case(1, ASTHMA)], [answer(1, ASTHMA, confidence=0.9)]).metrics["student"]
+    assert "auroc" not in found
+    assert found["brier"].value == pytest.approx(0.01)
 
 
 def test_several_samples_of_a_case_are_one_case() -> None:

@@ -90,7 +90,7 @@ def test_every_part_is_there() -> None:
     html = rendered(*made())
     assert "A simulation for engineering, illustrative, not for care." in html
     assert html.count("<article") == page.WORST + page.REST
-    assert html.count("<svg viewBox") == 4
+    assert html.count("<svg viewBox") == 2 * 4
     assert html.count("<h1>The student&#39;s first diagnosis is right in 70% of 20 held-out cases") == 1
     assert "points above a bag of words" in html
     assert "of the exact limit" in html
