@@ -86,6 +86,25 @@ def status(
 
 
 @app.command()
+def compare(
+    names: Annotated[
+        list[str], typer.Argument(metavar="RUN[:MODEL] RUN[:MODEL]...", help="Runs; by default their student.")
+    ],
+    runs: Runs = RUNS,
+) -> None:
+    """Evaluations side by side, on the cases that all measured, and what changed case by case."""
+    from preceptor.app.console import Show
+    from preceptor.report.compare import side, table, told
+
+    if len(names) == 1:
+        raise UserError("compare: name two runs or more, or two models of one: RUN:student RUN:base")
+    sides = [side(name, runs) for name in names]
+    show = Show()
+    show.result(table(sides))
+    show.result(told(sides))
+
+
+@app.command()
 def stats(files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="JSONL files.")]) -> None:
     """Cases: their length. Answers: reasons, characters, diseases per case."""
     from preceptor.app.console import Show

@@ -25,6 +25,8 @@ def test_help_and_version(command):
         (["label", "toy.yaml", "numbers"], 2, "override 'numbers': write it as key=value"),
         (["status"], 2, "no runs here"),
         (["stats", "none.jsonl"], 2, "none.jsonl: no such file"),
+        (["compare", "one"], 2, "compare: name two runs or more"),
+        (["compare", "one", "two"], 2, "one: no such run in runs"),
         (["diagnose", "@none.txt", "--model", "x"], 2, "none.txt: No such file or directory; check the path"),
         (["diagnose", "  ", "--model", "x"], 2, "the record is empty"),
         (["diagnose", "\udcff", "--model", "x"], 2, "not UTF-8 text"),
