@@ -104,6 +104,37 @@ def compare(
     show.result(told(sides))
 
 
+history = typer.Typer(help="The table of versions and scores.", rich_markup_mode=None)
+app.add_typer(history, name="history", invoke_without_command=True)
+
+
+@history.callback()
+def _history(context: typer.Context, runs: Runs = RUNS) -> None:
+    """The table of versions: how each was trained, how it scored here and elsewhere."""
+    if context.invoked_subcommand is None:
+        from preceptor.app.console import Show
+        from preceptor.app.history import table
+
+        show = Show()
+        shown, ranks = table(runs)
+        for thing in (shown, *ranks):
+            show.result(thing)
+
+
+@history.command("add")
+def _history_add(
+    version: Annotated[str, typer.Argument(help="A run's name, or any other.")],
+    score: Annotated[float | None, typer.Option("--score", help="What it scored elsewhere.")] = None,
+    scheme: Annotated[str, typer.Option("--scheme", help="How it was made, in a few words.")] = "",
+    answers: Annotated[Path | None, typer.Option("--answers", help="The file that was scored: it is counted.")] = None,
+    runs: Runs = RUNS,
+) -> None:
+    """Keep a score from elsewhere, such as a competition's."""
+    from preceptor.app.history import add
+
+    add(runs, version, score, scheme, answers)
+
+
 @app.command()
 def stats(files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="JSONL files.")]) -> None:
     """Cases: their length. Answers: reasons, characters, diseases per case."""
