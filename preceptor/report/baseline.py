@@ -1,4 +1,4 @@
-"""What every model is held against: a bag of words that knows no medicine, and the exact answerer.
+"""What every model is held against: the commonest disease, a bag of words, and the exact answerer.
 
 A student that doesn't beat character n-grams with a logistic regression on the same labels was not worth its
 training; one near the exact answerer has no more to learn from its cases.
@@ -19,13 +19,25 @@ if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
 BAG_OF_WORDS = "bag_of_words"
+COMMONEST = "commonest"
 EXACT = "exact"
+YARDSTICKS = (COMMONEST, BAG_OF_WORDS, EXACT)
 LIKELY = 0.5
 """A disease is named from this probability on; the likeliest is named in any case."""
 ABSTAIN = ""
 """The class of answers that name no disease."""
 MOST_CLASSES = 300
 """The commonest names that are learned; a name beyond is too rare to be learned from a bag of words."""
+
+
+def commonest(pairs: Iterable[tuple[str, Sequence[str]]], cases: Iterable[Case]) -> Iterator[Prediction]:
+    """The disease that most labels name, for every case alike, as sure as it is common; nothing without labels."""
+    labels = [set(diseases) or {ABSTAIN} for _, diseases in pairs]
+    counts = Counter(sorted(name for names in labels for name in names))
+    if counts:
+        name, number = counts.most_common(1)[0]
+        for case in cases:
+            yield _answer(case, COMMONEST, {name: number / len(labels)}, abstains=name == ABSTAIN)
 
 
 class BagOfWords:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from preceptor.core import confidence
 from preceptor.core.records import Case, Diagnosis, FailureKind, Prediction, Score
 from preceptor.core.statistics import Bin, Estimate, ece_floor, reliability
-from preceptor.report.baseline import BAG_OF_WORDS, EXACT
+from preceptor.report.baseline import BAG_OF_WORDS, COMMONEST, EXACT, YARDSTICKS
 from preceptor.tasks.diagnosis import grade
 
 TEACHER = "teacher"
@@ -113,7 +113,7 @@ class Evaluator:
         }
         for model, row in metrics.items():
             mine = draws[model].get("top1")
-            if mine is None or model in (BAG_OF_WORDS, EXACT):
+            if mine is None or model in YARDSTICKS:
                 continue
             for other, name, compared in _COMPARISONS:
                 if (theirs := draws.get(other, {}).get("top1")) is not None:
@@ -272,6 +272,7 @@ def _ratio(above: Floats, below: Floats) -> Floats:
 
 
 _COMPARISONS: tuple[tuple[str, str, Callable[[Floats, Floats], Floats]], ...] = (
+    (COMMONEST, "top1_minus_commonest", np.subtract),
     (BAG_OF_WORDS, "top1_minus_bag_of_words", np.subtract),
     (EXACT, "top1_of_exact", _ratio),
 )

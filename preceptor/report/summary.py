@@ -9,7 +9,7 @@ import yaml
 
 from preceptor.core.records import Language
 from preceptor.core.statistics import Estimate
-from preceptor.report.baseline import BAG_OF_WORDS, EXACT
+from preceptor.report.baseline import EXACT, YARDSTICKS
 from preceptor.report.metrics import AGREEMENT, TEACHER, Evaluation
 
 BASE = "base"
@@ -108,14 +108,14 @@ def summarise(evaluation: Evaluation, words: Words, student: str = "") -> Summar
 def find_student(models: Iterable[str]) -> str:
     """The model called student; else the last that is neither a baseline nor the base or the teacher."""
     names = list(models)
-    trained = [name for name in names if name not in (BASE, TEACHER, BAG_OF_WORDS, EXACT)]
+    trained = [name for name in names if name not in (BASE, TEACHER, *YARDSTICKS)]
     if "student" in names:
         return "student"
     return (trained or [name for name in names if name == BASE] or names or [""])[-1]
 
 
 def _ordered(models: Iterable[str]) -> list[str]:
-    place = {BASE: 0, "student": 2, TEACHER: 3, BAG_OF_WORDS: 4, EXACT: 5}
+    place = {BASE: 0, "student": 2, TEACHER: 3} | {name: 4 + i for i, name in enumerate(YARDSTICKS)}
     return sorted(models, key=lambda name: place.get(name, 1))
 
 
@@ -140,7 +140,7 @@ def _range(figure: Estimate) -> str:
 
 def _role(name: str, student: str) -> str:
     """What a model is to the reader: the one that the page is about is the student, whatever its name."""
-    return "student" if name == student and name not in (BASE, TEACHER, BAG_OF_WORDS, EXACT) else name
+    return "student" if name == student and name not in (BASE, TEACHER, *YARDSTICKS) else name
 
 
 def _headline(row: dict[str, Estimate], label: str, words: Words) -> str:
@@ -156,6 +156,8 @@ def _headline(row: dict[str, Estimate], label: str, words: Words) -> str:
         key = "beats" if gain.low > 0 else "loses" if gain.high < 0 else "ties"
         points = f"{100 * gain.value:+.1f}" if key == "ties" else f"{100 * abs(gain.value):.1f}"
         sentence += words(key, points=points, low=f"{100 * gain.low:+.1f}", high=f"{100 * gain.high:+.1f}")
+    if (gain := row.get("top1_minus_commonest")) and gain.low <= 0:
+        sentence += words("prior")
     if reached := row.get("top1_of_exact"):
         low, high = f"{100 * reached.low:.0f}", percent(reached.high, 0)
         sentence += words("reaches", share=percent(reached.value, 0), low=low, high=high)

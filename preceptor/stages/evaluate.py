@@ -1,7 +1,7 @@
 """Grades predictions on held-out cases beside two yardsticks, and shows the result as a table and a page.
 
-The yardsticks are a bag of words on the labels that the student learned from, and, where the cases come from
-a world that is known, the exact answerer.
+The yardsticks are the commonest disease and a bag of words, on the labels that the student learned from, and,
+where the cases come from a world that is known, the exact answerer.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,7 +15,7 @@ from rich.text import Text
 from preceptor.core.errors import UserError
 from preceptor.core.records import Case, Diagnosis, Language, Prediction, Row
 from preceptor.report import page
-from preceptor.report.baseline import BagOfWords, exact, labelled
+from preceptor.report.baseline import BagOfWords, commonest, exact, labelled
 from preceptor.report.metrics import TEACHER, Evaluator, ModelScore
 from preceptor.report.summary import UNKNOWN, Cell, Summary, Words, summarise
 from preceptor.stages.base import Context, Need, Stage, StageConfig, nearest, read_records, replacing, write_records
@@ -61,8 +61,9 @@ def run(config: Config, context: Context) -> Mapping[str, Any]:
         context.say(f"{context.section}: {len(asked) - len(cases)} cases were trained on, and are left out")
     evaluator = Evaluator(cases, _teacher(cases, predictions))
     with context.progress(context.section, None) as tick:
-        bag = BagOfWords(labelled(read_records(rows, Row)) if rows else ()).predict(cases)
-        every = chain(predictions(), bag, exact(cases))
+        labels = list(labelled(read_records(rows, Row))) if rows else []
+        bag = BagOfWords(labels).predict(cases)
+        every = chain(predictions(), commonest(labels, cases), bag, exact(cases))
         write_records(context.folder / "scores.jsonl", _graded(evaluator, every, tick))
         evaluation = evaluator.evaluation(config.seed)
     if config.about and config.about not in evaluation.metrics:

@@ -1,11 +1,11 @@
-"""The two yardsticks."""
+"""The three yardsticks."""
 
 import json
 
 import pytest
 
-from preceptor.core.records import Row
-from preceptor.report.baseline import BAG_OF_WORDS, EXACT, BagOfWords, exact, labelled
+from preceptor.core.records import Diagnosis, Row
+from preceptor.report.baseline import BAG_OF_WORDS, EXACT, BagOfWords, commonest, exact, labelled
 from preceptor.tasks.prompts import load
 from tests.report.made import case
 
@@ -60,3 +60,14 @@ def test_exact_names_what_is_likely_in_order_and_abstains_when_due() -> None:
         [],
     ]
     assert found[2].abstained
+
+
+def test_the_commonest_disease_is_named_every_time() -> None:
+    cases = [case(i) for i in range(2)]
+    labels = [("a", ("cold",)), ("b", ("asthma", "cold")), ("c", ()), ("d", ("asthma",)), ("e", ("cold",))]
+    found = list(commonest(labels, cases))
+    assert [p.output for p in found] == [Diagnosis(diseases=("cold",))] * 2
+    assert [p.confidence for p in found] == [{"cold": 0.6}] * 2
+    (unsure, _) = commonest([("a", ()), ("b", ()), ("c", ("cold",))], cases)
+    assert unsure.abstained
+    assert not list(commonest([], cases))

@@ -11,7 +11,7 @@ import pytest
 
 from preceptor.core.records import Case, Diagnosis, Evidence, FailureKind, Language, Polarity, Prediction
 from preceptor.report import page
-from preceptor.report.baseline import BAG_OF_WORDS, exact
+from preceptor.report.baseline import BAG_OF_WORDS, commonest, exact
 from preceptor.report.metrics import Evaluator
 from preceptor.report.summary import Words, find_student, summarise
 from tests.report.made import TEXT, answer, case, evidence, failure
@@ -114,6 +114,15 @@ def test_a_student_that_does_not_beat_a_bag_of_words_is_told_so() -> None:
         student = [answer(i, ASTHMA if i < right else INFLUENZA) for i in range(30)]
         bag = [answer(i, ASTHMA if i >= 15 else INFLUENZA, model=BAG_OF_WORDS) for i in range(30)]
         assert sentence in rendered(cases, [*student, *bag])
+
+
+def test_a_student_that_knows_no_more_than_what_is_common_is_told_so() -> None:
+    cases = [case(i, ASTHMA if i % 2 else INFLUENZA) for i in range(30)]
+    always = list(commonest([("x", (ASTHMA,))], cases))
+    for right, told in ((16, True), (28, False)):
+        student = [answer(i, c.gold.diseases[0] if i < right else "x") for i, c in enumerate(cases) if c.gold]
+        html = rendered(cases, [*student, *always])
+        assert ("not clearly better than naming the commonest disease" in html) is told
 
 
 def test_what_is_not_known_is_a_dash_and_agreement_is_not_called_accuracy() -> None:

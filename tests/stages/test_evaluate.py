@@ -83,10 +83,11 @@ def test_it_reads_several_predictions_and_adds_the_yardsticks(tmp_path: Path) ->
     base = [failure(i, model="base") for i in range(4)]
     student = [answer(i, ASTHMA if i else INFLUENZA, confidence=0.8) for i in range(4)]
     metrics, told = ran(tmp_path, cases, [base, student], learned())
-    assert set(metrics) == {"base", "student", "bag_of_words", "exact"}
+    assert set(metrics) == {"base", "student", "commonest", "bag_of_words", "exact"}
     assert {name: row["top1"]["value"] for name, row in metrics.items()} == {
         "base": 0,
         "student": 0.75,
+        "commonest": 1,
         "bag_of_words": 1,
         "exact": 1,
     }
@@ -96,7 +97,7 @@ def test_it_reads_several_predictions_and_adds_the_yardsticks(tmp_path: Path) ->
     assert "The student's first diagnosis is right in 75% of 4 held-out cases" in told
     assert "report.html" in told.replace("\n", "")
     scores = list(read_records(tmp_path / "scores.jsonl", ModelScore))
-    assert len(scores) == 16
+    assert len(scores) == 20
     assert [s.parts["top1"] for s in scores if s.model == "student"] == [0, 1, 1, 1]
     assert "<!doctype html>" in (tmp_path / "report.html").read_text("utf-8")
 
