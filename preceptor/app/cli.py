@@ -136,14 +136,14 @@ def _history_add(
 
 
 @app.command()
-def stats(files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="JSONL files.")]) -> None:
+def stats(files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Cases, answers, rows.")]) -> None:
     """Cases: their length. Answers: reasons, characters, diseases per case."""
     from preceptor.app.console import Show
     from preceptor.report.stats import tables
 
     show = Show()
-    for table in tables(files, show.width):
-        show.result(table)
+    for thing in tables(files, show.width):
+        show.result(thing)
 
 
 @app.command()

@@ -136,7 +136,7 @@ class _Request:
 
 
 _SKIP, _START, _OVER = "done", "starts", "starts over"
-_NOT_WORK = {"config.json", "code.diff", "log.txt", "server.log"}
+_NOT_WORK = {"config.json", "code.diff", "log.txt", "server.log", "issues.jsonl", "report.html"}
 
 
 def _decide(folder: Path, wanted: _Request, *, grows: bool) -> str:

@@ -28,6 +28,7 @@ _HAN = re.compile(r"[\u4e00-\u9fff]")
 _THINK = re.compile(r"\s*(?:<think(?:ing)?>)?(?P<think>.*)</think(?:ing)?>(?P<answer>.*)", re.DOTALL | re.IGNORECASE)
 _ROLES = {"developer": "system", "human": "user"} | dict.fromkeys(("gpt", "model", "bot", "chatgpt"), "assistant")
 _MISSING = frozenset(("", "nan", "nat", "null", "<na>", "n/a", "#n/a"))
+_NO_DISEASES = frozenset(("待查", "待诊", "待定", "待明确", "未明确", "不详", "unknown", "pending"))
 _METAS = ("meta", "metadata")
 _ANSWER = ("diseases", "reason")
 SAMPLE = 20
@@ -74,7 +75,8 @@ def diagnosis_of(field: str, diseases: Any, reason: Any = "") -> Diagnosis | Non
     output = answer.parse(json.dumps(said, ensure_ascii=False)).output
     if output is None:
         raise BadRow(field, "it names diseases in no known form")
-    return output
+    named = tuple(name for name in output.diseases if name.strip("?？ ").casefold() not in _NO_DISEASES)
+    return output.model_copy(update={"diseases": named}) if named or not output.diseases else None
 
 
 def _unescaped(value: Any) -> Any:

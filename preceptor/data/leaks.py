@@ -120,6 +120,11 @@ _SYMPTOM = re.compile(
 """Names that are also a complaint: no record of such a patient could be told without them."""
 _LINES = re.compile(r"[^\n]*(?:\n[ \t]*(?:[2-9]|1\d)\s*[.、．)）][^\n]*)*")
 _NOW = re.compile(r"(?:^|[，,])\s*(?:现(?!病史)|今|目前|本次|此次)")
+_ELSEWHERE = re.compile("外院|院外|当地(?:医院)?")
+_DAYS = re.compile(
+    r"[”」』]?\s*[\d一二三四五六七八九十两半]+\s*余?(?:天|日|周)|[”」』]?\s*(?:for\s+)?\d+\s+(?:days?|weeks?)\b"
+)
+"""Behind a name: it is a matter of days."""
 _CLAUSE_END = re.compile(r"[。；;，,！!？?\n]|\.(?=\s|$)")
 _SENTENCE_END = re.compile(r"[。；;！!？?\n]|\.(?=\s|$)")
 _SHORTEST_HAN, _SHORTEST_LATIN = 2, 3
@@ -211,9 +216,11 @@ def _named(text: str, gold: Sequence[str]) -> Iterator[_Place]:
     for name in dict.fromkeys(form for disease in gold for form in _forms(disease)):
         for match in islice(_pattern(name).finditer(text), _MENTIONS):
             clause, behind = _before(text, match.start(), _CLAUSE_END), text[match.end() : match.end() + _REACH]
-            past = _LONG_PAST.search(_before(text, match.start(), _SENTENCE_END)) or _PAST.search(clause)
+            # Another hospital's word for what the patient has now gives the answer away like one's own.
+            before = _ELSEWHERE.sub("", _before(text, match.start(), _SENTENCE_END))
+            past = _LONG_PAST.search(before) or _PAST.search(clause)
             other = _OTHERS.search(clause) or _NOT_STATED.match(behind) or denied(text, *match.span())
-            if not (past or other or _LASTING.match(behind)):
+            if not (past or other or (_LASTING.match(behind) and not _DAYS.match(behind))):
                 yield *match.span(), False, False
 
 

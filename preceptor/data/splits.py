@@ -220,7 +220,7 @@ def _demand(name: str, cases: Sequence[Member], lacking: Sequence[int]) -> None:
         ids = _told([cases[place].id for place in sorted(lacking)])
         raise UserError(
             f"split by {name}: {len(lacking)} of {len(cases)} cases have none ({ids}); "
-            "name the column that holds it, or split by family"
+            "give them one, take them out, or split by family"
         )
 
 

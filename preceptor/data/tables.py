@@ -53,7 +53,8 @@ class Columns(BaseModel):
     @model_validator(mode="after")
     def _one_text(self) -> "Columns":
         if bool(self.text) == bool(self.sections):
-            raise ValueError("name the column of the text, or the columns of its sections")
+            given = "both are named" if self.text else "neither is named"
+            raise ValueError(f"text is the record's column, or sections are its parts' (label: column): {given}")
         return self
 
     def importer(self, sample: Sequence[Mapping[str, Any]] = ()) -> Importer:
@@ -84,9 +85,9 @@ class Columns(BaseModel):
             raise BadRow(self.text or "text", "it is empty")
         fields: dict[str, Any] = {"language": self.language or language_of(text), "meta": {}}
         if self.patient and (patient := _said(row, self.patient)):
-            fields["group"] = patient
+            fields["group"] = fields["meta"]["patient"] = patient
         if self.date and (given := _said(row, self.date)):
-            fields["meta"]["date"] = iso_date(self.date, given)
+            fields["meta"]["date"] = iso_date(given) or given
         gold = diagnosis_of(self.diseases, _said(row, self.diseases)) if self.diseases else None
         if codes := [code for column in self.icd for code in _codes(column, _said(row, column))]:
             fields["meta"]["icd"] = codes
@@ -124,8 +125,11 @@ def name_of(code: str, language: Language) -> str:
     return code if known is None else book[known].zh if language == "zh" else book[known].en
 
 
-def iso_date(column: str, given: str) -> str:
-    """A date as YYYY-MM-DD: from 2024-01-31, 2024/1/31, 20240131, 2024年1月31日, 31.01.2024 or a day's number."""
+def iso_date(given: str) -> str | None:
+    """A date as YYYY-MM-DD: from 2024-01-31, 2024/1/31, 20240131, 2024年1月31日, 31.01.2024 or a day's number.
+
+    None if it is no such date: 1/2/2024 may be either of two days.
+    """
     try:
         if found := _DATE.fullmatch(given):
             year, month, day = (found[a] or found[b] or found[c] for a, b, c in _PARTS)
@@ -134,4 +138,4 @@ def iso_date(column: str, given: str) -> str:
             return (date(1899, 12, 30) + timedelta(days=int(float(given)))).isoformat()
     except ValueError:
         pass
-    raise BadRow(column, f"{given[:40]!r} is no date like 2024-01-31, 2024/1/31, 20240131 or 31.01.2024")
+    return None

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from preceptor.core.records import Case, Issue, Language
 from preceptor.data.metadata import FIELDS
-from preceptor.data.splits import family_key
+from preceptor.data.splits import family_key, member
 from preceptor.report.summary import Words
 from preceptor.report.templates import template
 
@@ -54,6 +54,8 @@ class Summary(_Frozen):
     splits: dict[str, int]
     families: dict[str, int]
     """Groups of a split: patients, or texts with their near copies."""
+    dates: dict[str, tuple[str, str]]
+    """Of a split whose cases have dates: the first and the last."""
     repeated: int
     """Cases whose text another one before it has, but for case, width and white space."""
     near: int
@@ -86,6 +88,7 @@ class Tally:
         self.boilerplate = 0.0
         self._kinds: dict[tuple[str, str, str], tuple[int, list[str]]] = {}
         self._splits: dict[str, Counter[str]] = {}
+        self._dates: dict[str, tuple[str, str]] = {}
         self._texts: set[str] = set()
         self._leaks = 0
         self._counts: dict[str, Counter[str]] = {
@@ -105,6 +108,9 @@ class Tally:
         """Counts a case and the splits that it is in."""
         for split in splits:
             self._splits.setdefault(split, Counter())[case.group] += 1
+            if day := member(case).day:
+                first, last = self._dates.get(split, (str(day), str(day)))
+                self._dates[split] = min(first, str(day)), max(last, str(day))
         self._texts.add(family_key(case.text))
         self._leaks += bool(case.meta.get("leaks"))
         told = {
@@ -128,6 +134,7 @@ class Tally:
             sources=tuple(Source(name=name, layout=self.layouts[name], rows=n) for name, n in self.rows.items()),
             splits={split: self._splits.get(split, Counter()).total() for split in splits},
             families={split: len(self._splits.get(split, ())) for split in splits},
+            dates=self._dates,
             repeated=cases - len(self._texts),
             near=self.near,
             leaks=self._leaks,
@@ -149,10 +156,10 @@ class Tally:
 def table(summary: Summary) -> Table:
     """The splits, and what was found, for a terminal."""
     shown = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("", "cases", "families"):
+    for column in ("", "cases", "families", *["dates"] * bool(summary.dates)):
         shown.add_column(column, justify="right" if column else "left")
     for split, count in summary.splits.items():
-        shown.add_row(split, f"{count:,}", f"{summary.families[split]:,}")
+        shown.add_row(split, f"{count:,}", f"{summary.families[split]:,}", " to ".join(summary.dates.get(split, ())))
     shown.add_section()
     found = {
         "rows read": summary.rows,

@@ -28,6 +28,8 @@ class _Tally:
     """What was counted in one file."""
 
     kind: str = _NONE
+    why: str = ""
+    """Why nothing of it was understood."""
     rows: int = 0
     bad: int = 0
     cases: list[int] = field(default_factory=list)
@@ -67,26 +69,28 @@ _LINES: tuple[_Line, ...] = (
 _NARROWEST, _GAP = 12, 2
 
 
-def tables(files: Iterable[Path], width: int) -> list[Table]:
-    """One column a file, as many beside one another as `width` characters hold.
+def tables(files: Iterable[Path], width: int) -> list[Table | str]:
+    """One column a file, as many beside one another as `width` characters hold; then why a file wasn't understood.
 
     Raises:
         UserError: a file is missing, or can't be read.
     """
     found = list(files)
-    columns = [[cell(tally) for _, cell in _LINES] for tally in map(_tally, found)]
+    tallies = [_tally(path) for path in found]
+    columns = [[cell(tally) for _, cell in _LINES] for tally in tallies]
     names = _names(found)
     room = width - max(len(label) for label, _ in _LINES)
-    shown: list[Table] = []
+    shown: list[Table | str] = []
     for group in _groups([max(_NARROWEST, *map(len, column)) + _GAP for column in columns], room):
-        shown.append(Table(box=SIMPLE_HEAD, pad_edge=False))
-        shown[-1].add_column("", no_wrap=True)
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        table.add_column("", no_wrap=True)
         for place in group:
             widest = max(_NARROWEST, *map(len, columns[place]))
-            shown[-1].add_column(names[place], justify="right", overflow="fold", min_width=widest)
+            table.add_column(names[place], justify="right", overflow="fold", min_width=widest)
         for (label, _), *cells in zip(_LINES, *(columns[place] for place in group), strict=True):
-            shown[-1].add_row(label, *cells)
-    return shown
+            table.add_row(label, *cells)
+        shown.append(table)
+    return shown + [tally.why for tally in tallies if tally.why]
 
 
 def _names(files: Sequence[Path]) -> list[str]:
@@ -136,9 +140,9 @@ def _cases(path: Path) -> _Tally:
     """Of a file of cases, in whatever layout; of any other its rows alone."""
     try:
         tally = _Tally(sniff(path))
-    except UserError:
+    except UserError as error:
         number = sum(1 for _ in rows(path))
-        return _Tally(rows=number, bad=number)
+        return _Tally(why=str(error), rows=number, bad=number)
     for found in read(path, importer_of(tally.kind, path)):
         if isinstance(found, Imported):
             _case(found.case, tally)

@@ -1,6 +1,7 @@
 """Raw files, or the textbook, become cases in splits; what is wrong with a row is written down."""
 
 import glob
+from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from preceptor.clinical.textbook.sampler import draw
 from preceptor.core.errors import UserError, WorkError
 from preceptor.core.records import Case, Issue, Language
 from preceptor.data import hub, redteam
-from preceptor.data.check import check
+from preceptor.data.check import Finding, check
 from preceptor.data.files import Ids, Imported, head, importer_of, read, sniff
 from preceptor.data.layouts import DDXPLUS, LAYOUTS, Importer
 from preceptor.data.metadata import metadata
@@ -243,6 +244,7 @@ def _of_files(config: Config, context: Context, rows: _Rows) -> list[_Place]:
     out = {place for place, one in enumerate(members) if place >= first and one.text in planted}
     with context.progress(f"{context.section}: near-duplicates", None):
         labels, copies = _families(rows, members, out, context)
+        _tell_copies(rows, members, labels, origins)
         members = joined(members, labels)
     out |= {place for place in copies if place >= first}
     rows.redteam = [_in_group(case, family_key(case.text)) for case in (*rows.redteam, *_chosen(rows.cases(), out))]
@@ -254,8 +256,13 @@ def _of_files(config: Config, context: Context, rows: _Rows) -> list[_Place]:
             rows.issue(Issue(file=file, line=line, field="text", reason=reason, action="dropped"))
             out.add(place)
     apart = [place for place in range(first, len(members)) if place not in out]
+    if first and not apart and len(members) > first:
+        raise UserError(
+            f"{context.section}: every case of source is one of target too, or a near copy; name other files"
+        )
     assigned = assign([members[place] for place in apart], config.sizes, config.by, config.seed) if apart else []
     splits: dict[int, tuple[str, ...]] = {place: (split,) for place, split in zip(apart, assigned, strict=True)}
+    _warn(config, context, [members[place] for place in apart], assigned)
     splits.update((place, ("target",)) for place in range(first))
     _prove(context, members, splits)
     if config.benchmark:
@@ -263,6 +270,32 @@ def _of_files(config: Config, context: Context, rows: _Rows) -> list[_Place]:
         best = set(benchmark(_chosen(rows.cases(), held, members), config.benchmark))
         splits.update((place, (*splits[place], "benchmark")) for place in held if members[place].id in best)
     return [_Place(one.group, splits.get(place, ())) for place, one in enumerate(members)]
+
+
+def _tell_copies(
+    rows: _Rows, members: Sequence[Member], labels: Sequence[int], origins: Sequence[tuple[str, int]]
+) -> None:
+    """An issue for each text that repeats an earlier one, or nearly: they are kept, and stay together."""
+    texts: dict[str, int] = {}
+    for place, (one, label) in enumerate(zip(members, labels, strict=True)):
+        same = texts.setdefault(one.text, place)
+        other = min(same, label)
+        if other < place:
+            file, line = origins[place]
+            what = "has the text of" if same < place else "is a near copy of"
+            reason = f"{one.id!r} {what} {members[other].id!r}: they stay in one split"
+            rows.issue(Issue(file=file, line=line, field="text", reason=reason, action="kept"))
+
+
+def _warn(config: Config, context: Context, members: Sequence[Member], assigned: Sequence[Split]) -> None:
+    """Says which split got nothing though it was to have a share, and what is in the way."""
+    empty = [split for split, share in config.sizes.items() if share and split not in assigned]
+    if members and empty:
+        group, largest = Counter(one.group for one in members).most_common(1)[0]
+        context.say(
+            f"{context.section}: no case for {' and '.join(empty)}: {len(members)} cases are "
+            f"{len({one.group for one in members})} families, the largest ({group}) has {largest}"
+        )
 
 
 def _renamed(case: Case, targets: Container[str], met: Ids, origin: tuple[str, int], rows: _Rows) -> Case:
@@ -319,7 +352,7 @@ def _families(
             for key in variants(case.text):
                 alike.merge(first_of.setdefault(key, place), place)
     labels = [alike.of(place) for place in range(len(members))]
-    rows.tally.boilerplate = 1 - left / max(1, whole)
+    rows.tally.boilerplate = 1 - left / whole if whole else 0.0
     if len(long) > MOST:
         context.say(f"{context.section}: {len(long):,} texts are too many to compare each with each: equal ones alone")
         return labels, set()
@@ -349,9 +382,8 @@ def _cases(
             if isinstance(row, Issue):
                 continue
             rows.unmet = [label for label in rows.unmet if without(row.case.text, [label]) == row.case.text]
-            if config.columns and config.columns.patient and row.case.group == family_key(row.case.text):
-                reason = "no patient: the row stands for one of its own"
-                rows.issue(Issue(file=name, line=row.line, field=config.columns.patient, reason=reason, action="kept"))
+            for f in _lacking(config.columns, row.case):
+                rows.issue(Issue(file=name, line=row.line, field=f.field, reason=f.reason, action=f.action))
             case, findings = check(row.case, config.drop_sections)
             for f in findings:
                 rows.issue(Issue(file=name, line=row.line, field=f.field, reason=f.reason, action=f.action))
@@ -359,6 +391,15 @@ def _cases(
                 rows.redteam.append(metadata_of(case))
             elif case is not None:
                 yield (name, row.line), metadata_of(case)
+
+
+def _lacking(columns: Columns | None, case: Case) -> Iterator[Finding]:
+    """What a table's row lacks of patient and date, where columns of them are named."""
+    if columns and columns.patient and case.group == family_key(case.text):
+        yield Finding(columns.patient, "no patient: the row stands for one of its own", "kept")
+    if columns and columns.date and case.meta.get("date") and not member(case).day:
+        reason = f"{case.meta['date']!r} is no date that can mean one day alone: write 2024-01-31"
+        yield Finding(columns.date, reason, "kept")
 
 
 def metadata_of(case: Case) -> Case:

@@ -83,6 +83,12 @@ def test_stats_understands_our_records_and_the_competitions(command, monkeypatch
     assert table["failed or unread"] == ["0", "1", "0"]
 
 
+def test_stats_say_why_a_file_is_not_understood(command):
+    Path("t.csv").write_text("pid,note\n1,cough\n")
+    code, out, _ = command("stats", "t.csv")
+    assert (code, "t.csv: no known layout: its rows have pid, note" in out.replace("\n", " ")) == (0, True)
+
+
 def test_stats_of_many_files_breaks_no_figure(command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     for folder in "abcdef":

@@ -206,7 +206,7 @@ def test_earlier_turns_are_asked_without_their_thinking():
     assert LAYOUTS["messages"]({"messages": json.dumps(messages)}).text == case.text
 
 
-@pytest.mark.parametrize("none", ["nan", "NULL", " ", None, "N/A"])
+@pytest.mark.parametrize("none", ["nan", "NULL", " ", None, "N/A", "待查", "pending?"])
 def test_a_label_that_is_none(none):
     assert LAYOUTS["healthai_submission"](ROWS["healthai_submission"] | {"diseases": none}).gold is None
 

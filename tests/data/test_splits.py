@@ -145,7 +145,9 @@ def test_by_patient_every_case_needs_one():
     known = [case(number, group=f"p{number // 3}") for number in range(30)]
     splits = assign(known, SHARES, "patient")
     assert all(len(set(splits[start : start + 3])) == 1 for start in range(0, 30, 3))
-    with pytest.raises(UserError, match=r"split by patient: 5 of 35 cases have none \(a0, a1, a2 and 2 more\); name"):
+    with pytest.raises(
+        UserError, match=r"split by patient: 5 of 35 cases have none \(a0, a1, a2 and 2 more\); give them one"
+    ):
         assign(known + [case(f"a{number}") for number in range(5)], SHARES, "patient")
     mixed = joined([*known, case("a0"), case("a1", "text b"), case("a2", "text c")], [*range(30), 0, 50, 50])
     with pytest.raises(UserError, match=r"2 of 33 cases have none \(a1, a2\)"):

@@ -151,6 +151,62 @@ def test_a_patient_whose_number_a_table_wrote_otherwise(command, other):
     assert len({name for name, cases in splits().items() for case in cases if case.group == "5"}) == 1
 
 
+def test_copies_are_told_with_what_they_copy(command):
+    rows = healthai(30)
+    rows += [
+        {"id": "again", "feature_content": record(3) + "！"},
+        {"id": "near", "feature_content": record(4).replace("男", "女")},
+    ]
+    write("a.jsonl", rows)
+    recipe(train=1, validation=0, test=0)
+    assert command("run", "r.yaml")[0] == 0
+    issues = [
+        issue for issue in read_records(Path("runs/r/prepare/issues.jsonl"), Issue) if "stay in one" in issue.reason
+    ]
+    assert [(issue.line, issue.reason) for issue in issues] == [
+        (31, "'again' has the text of '3': they stay in one split"),
+        (32, "'near' is a near copy of '4': they stay in one split"),
+    ]
+
+
+def test_a_split_that_stays_empty_is_told(command):
+    write("a.jsonl", [{"patient": "p", "text": record(n)} for n in range(20)])
+    recipe(columns={"text": "text", "patient": "patient"}, train=8, validation=1, test=1)
+    code, out, _ = command("run", "r.yaml")
+    assert code == 0
+    told = "no case for validation and test: 20 cases are 1 families, the largest (p) has 20"
+    assert told in out.replace("\n", " ")
+
+
+def test_a_source_that_is_the_target_is_refused_and_binds_nobody(command):
+    write("a.jsonl", healthai(5))
+    recipe(target="a.jsonl", train=8, validation=1, test=1)
+    code, _, err = command("run", "r.yaml")
+    assert (code, "every case of source is one of target too" in err) == (2, True), err
+    recipe(train=8, validation=1, test=1)
+    assert command("run", "r.yaml")[0] == 0, "a request that failed binds nobody"
+
+
+def test_the_report_says_which_days_each_split_has(command):
+    write("a.jsonl", [{"day": f"2024-0{n}-15", "text": record(n)} for n in range(1, 10)])
+    recipe(columns={"text": "text", "date": "day"}, by="date", train=7, validation=1, test=1)
+    code, out, _ = command("run", "r.yaml")
+    assert (code, "2024-01-15 to 2024-07-15" in out, "2024-09-15 to 2024-09-15" in out) == (0, True, True)
+    assert "2024-01-15 – 2024-07-15" in Path("runs/r/prepare/report.html").read_text("utf-8")
+
+
+def test_a_date_that_may_be_two_days_costs_no_row(command):
+    write("a.jsonl", [{"day": "05/06/2024" if n == 2 else "2024-06-05", "text": record(n)} for n in range(4)])
+    recipe(columns={"text": "text", "date": "day"}, train=1, validation=0, test=0)
+    assert command("run", "r.yaml")[0] == 0
+    assert [case.meta["date"] for case in splits()["train"]].count("2024-06-05") == 3
+    (issue,) = [issue for issue in read_records(Path("runs/r/prepare/issues.jsonl"), Issue) if issue.field == "day"]
+    assert (issue.line, issue.action) == (3, "kept")
+    recipe(columns={"text": "text", "date": "day"}, by="date", train=1, validation=0, test=0)
+    code, _, err = command("run", "r.yaml", "--fresh")
+    assert (code, "split by date: 1 of 4 cases have none" in err) == (2, True), err
+
+
 def test_a_row_without_its_patient_is_told(command):
     write("a.jsonl", [{"patient": None if n else "p", "text": record(n)} for n in range(3)])
     recipe(columns={"text": "text", "patient": "patient"}, train=1, validation=0, test=0)
