@@ -93,8 +93,9 @@ def compare(
     runs: Runs = RUNS,
 ) -> None:
     """Evaluations side by side, on the cases that all measured, and what changed case by case."""
+    from preceptor.app.compare import side
     from preceptor.app.console import Show
-    from preceptor.report.compare import side, table, told
+    from preceptor.report.compare import table, told
 
     if len(names) == 1:
         raise UserError("compare: name two runs or more, or two models of one: RUN:student RUN:base")

@@ -1,9 +1,7 @@
 """Evaluations beside one another on the cases that all of them measured: paired, so that chance is shared."""
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from string import ascii_uppercase
 
 import numpy as np
@@ -14,9 +12,8 @@ from rich.text import Text
 
 from preceptor.core.errors import UserError
 from preceptor.core.statistics import Estimate, estimate
-from preceptor.report.metrics import AGREEMENT, GRADES, ModelScore
-from preceptor.report.summary import UNKNOWN, find_student, percent
-from preceptor.stages.base import nearest, read_records
+from preceptor.report.metrics import AGREEMENT, GRADES
+from preceptor.report.summary import UNKNOWN, percent
 
 METRICS = ("parsed", *GRADES, *AGREEMENT)
 RIGHT = ("top1", "agreement_top1")
@@ -30,37 +27,6 @@ class Side:
     name: str
     scores: Mapping[str, Mapping[str, float]]
     """By case and metric; of several samples their mean. What is unknown is absent."""
-
-
-def side(named: str, runs: Path) -> Side:
-    """The scores that `RUN[:MODEL]` means; a run is a name in `runs`, or a folder. By default its student's.
-
-    Raises:
-        UserError: there is no such run, it has no evaluation or several, or no such model.
-    """
-    run, _, model = named.partition(":")
-    folder = next((path for path in (Path(run), runs / run) if path.is_dir()), None)
-    if folder is None:
-        known = [path.parent.parent.name for path in runs.glob("*/*/scores.jsonl")]
-        raise UserError(f"{run}: no such run in {runs}{nearest(run, known)}")
-    found = sorted({*folder.glob("scores.jsonl"), *folder.glob("*/scores.jsonl")})
-    if len(found) != 1:
-        sections = ", ".join(str(path.parent) for path in found)
-        raise UserError(
-            f"{folder}: {f'name one of its evaluations: {sections}' if found else 'it has no evaluation yet'}"
-        )
-    by_model: dict[str, dict[str, list[ModelScore]]] = defaultdict(lambda: defaultdict(list))
-    for score in read_records(found[0], ModelScore):
-        by_model[score.model][score.case_id].append(score)
-    model = model or find_student(by_model)
-    if model not in by_model:
-        raise UserError(f"{found[0]}: no model {model!r}{nearest(model, by_model)}")
-    return Side(f"{run}:{model}", {case: _mean(scores) for case, scores in by_model[model].items()})
-
-
-def _mean(scores: Sequence[ModelScore]) -> dict[str, float]:
-    known = {name: [part for s in scores if (part := s.parts.get(name)) is not None] for name in METRICS}
-    return {name: float(np.mean(values)) for name, values in known.items() if values}
 
 
 def table(sides: Sequence[Side]) -> Table:

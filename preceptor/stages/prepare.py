@@ -4,7 +4,7 @@ import glob
 from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -15,11 +15,8 @@ from preceptor.clinical.textbook.sampler import draw
 from preceptor.core.errors import UserError, WorkError
 from preceptor.core.records import Case, Issue, Language
 from preceptor.data import hub, redteam
-from preceptor.data.check import Finding, check
-from preceptor.data.files import Ids, Imported, head, importer_of, read, sniff
-from preceptor.data.layouts import DDXPLUS, LAYOUTS, Importer
-from preceptor.data.metadata import metadata
-from preceptor.data.sections import boilerplate, stripped, unknown, variants, without
+from preceptor.data.files import Ids
+from preceptor.data.sections import boilerplate, stripped, unknown, variants
 from preceptor.data.similar import Groups, families
 from preceptor.data.splits import SPLITS, Member, Split, assign, benchmark, crossings, family_key, joined, member
 from preceptor.data.tables import Columns
@@ -30,15 +27,12 @@ from preceptor.stages.base import (
     Need,
     Stage,
     StageConfig,
-    Ticks,
-    read_records,
     replacing,
-    resolve_callable,
     write_records,
 )
+from preceptor.stages.gather import AUTO, Rows, cases
 
 TEXTBOOK = "textbook"
-AUTO = "auto"
 SHORT = 20
 """Among fewer characters, one that differs may make another patient: such texts are copies only if they are equal."""
 MOST = 100_000
@@ -122,30 +116,6 @@ class _Place:
     splits: tuple[str, ...] = ()
 
 
-@dataclass
-class _Rows:
-    """What is known of the rows. Their cases wait in a file until it is known where they go."""
-
-    waiting: Path
-    tally: prepared.Tally
-    issues: Lines
-    redteam: list[Case] = field(default_factory=list)
-    """The rows that are red-team items."""
-    refused: int = 0
-    """Rows that can't be used."""
-    unmet: list[str] = field(default_factory=list)
-    """Labels of sections to be dropped that no record has had yet, of those that aren't ours."""
-
-    def cases(self) -> Iterator[Case]:
-        """The cases in their order."""
-        return read_records(self.waiting, Case)
-
-    def issue(self, issue: Issue) -> None:
-        """Writes down what is wrong with a row, and counts it."""
-        self.issues.write(issue)
-        self.tally.issue(issue)
-
-
 def run(config: Config, context: Context) -> Mapping[str, Any]:
     """Writes a file for each split, issues.jsonl and report.html."""
     textbook = config.source == (TEXTBOOK,)
@@ -154,7 +124,7 @@ def run(config: Config, context: Context) -> Mapping[str, Any]:
     for path in (listed, waiting):
         path.unlink(missing_ok=True)
     with Lines(listed) as issues, ExitStack() as files:
-        rows = _Rows(waiting, prepared.Tally(), issues, unmet=unknown(config.drop_sections))
+        rows = Rows(waiting, prepared.Tally(), issues, unmet=unknown(config.drop_sections))
         files.callback(waiting.unlink, missing_ok=True)
         places = _of_textbook(config, context, rows) if textbook else _of_files(config, context, rows)
         out = {split: files.enter_context(_written(context.folder / f"{split}.jsonl")) for split in splits}
@@ -183,7 +153,7 @@ def _in_group(case: Case, group: str) -> Case:
     return case if case.group == group else case.model_copy(update={"group": group})
 
 
-def _refuse_if_bad(config: Config, context: Context, rows: _Rows, summary: prepared.Summary) -> None:
+def _refuse_if_bad(config: Config, context: Context, rows: Rows, summary: prepared.Summary) -> None:
     first = rows.tally.first
     told = f"; the first: {first.file}:{first.line}: {first.problem}" if first else ""
     if not summary.cases and not rows.redteam:
@@ -195,7 +165,7 @@ def _refuse_if_bad(config: Config, context: Context, rows: _Rows, summary: prepa
         )
 
 
-def _of_textbook(config: Config, context: Context, rows: _Rows) -> list[_Place]:
+def _of_textbook(config: Config, context: Context, rows: Rows) -> list[_Place]:
     """Each split has a seed of its own, so that one can grow while the others stay. No text stands in two of them."""
     taken: dict[str, Split] = {}
     places: list[_Place] = []
@@ -216,14 +186,14 @@ def _of_textbook(config: Config, context: Context, rows: _Rows) -> list[_Place]:
     return places
 
 
-def _of_files(config: Config, context: Context, rows: _Rows) -> list[_Place]:
+def _of_files(config: Config, context: Context, rows: Rows) -> list[_Place]:
     members: list[Member] = []
     origins: list[tuple[str, int]] = []
     with Lines(rows.waiting) as waiting, context.progress(context.section, None) as tick:
 
         def gather(name: str, sources: Sequence[str], limit: int | None) -> None:
             met = Ids()
-            found = _cases(config, [*context.inputs.get(name, ()), *filter(_on_hub, sources)], rows, met, tick)
+            found = cases(config, [*context.inputs.get(name, ()), *filter(_on_hub, sources)], rows, met, tick)
             targets = {one.id: one.text for one in members}
             for origin, case in islice(found, limit):
                 taken = targets.get(case.id, key := family_key(case.text)) != key
@@ -273,7 +243,7 @@ def _of_files(config: Config, context: Context, rows: _Rows) -> list[_Place]:
 
 
 def _tell_copies(
-    rows: _Rows, members: Sequence[Member], labels: Sequence[int], origins: Sequence[tuple[str, int]]
+    rows: Rows, members: Sequence[Member], labels: Sequence[int], origins: Sequence[tuple[str, int]]
 ) -> None:
     """An issue for each text that repeats an earlier one, or nearly: they are kept, and stay together."""
     texts: dict[str, int] = {}
@@ -298,7 +268,7 @@ def _warn(config: Config, context: Context, members: Sequence[Member], assigned:
         )
 
 
-def _renamed(case: Case, targets: Container[str], met: Ids, origin: tuple[str, int], rows: _Rows) -> Case:
+def _renamed(case: Case, targets: Container[str], met: Ids, origin: tuple[str, int], rows: Rows) -> Case:
     """The case under another id than a target's of another text: what one wants predicted keeps its ids."""
     file, line = origin
     name = met.next(case.id)
@@ -332,7 +302,7 @@ def _prove(context: Context, members: Sequence[Member], splits: Mapping[int, tup
 
 
 def _families(
-    rows: _Rows, members: Sequence[Member], out: Collection[int], context: Context
+    rows: Rows, members: Sequence[Member], out: Collection[int], context: Context
 ) -> tuple[list[int], set[int]]:
     """A number for each case, the same for near copies; and the places of near copies of red-team rows."""
     common = boilerplate(case.text for case in rows.cases())
@@ -364,57 +334,6 @@ def _families(
     near = {one.text for one, label in zip(members, labels, strict=True) if members[label].text != one.text}
     rows.tally.near = len(near)
     return labels, {place for place, first in zip(long, found, strict=False) if first in marked}
-
-
-def _cases(
-    config: Config, sources: Iterable[Path | str], rows: _Rows, met: Ids, tick: Ticks
-) -> Iterator[tuple[tuple[str, int], Case]]:
-    """The cases of the sources, checked, each with its file and line; what is wrong with a row goes to `rows`."""
-    for source in sources:
-        name = str(source)
-        importer, rows.tally.layouts[name] = _importer(config, source)
-        for row in read(source, importer, met):
-            if isinstance(row, Issue):
-                rows.issue(row)
-            if isinstance(row, Imported) or row.action == "dropped":
-                tick()
-                rows.tally.rows[name] += 1
-            if isinstance(row, Issue):
-                continue
-            rows.unmet = [label for label in rows.unmet if without(row.case.text, [label]) == row.case.text]
-            for f in _lacking(config.columns, row.case):
-                rows.issue(Issue(file=name, line=row.line, field=f.field, reason=f.reason, action=f.action))
-            case, findings = check(row.case, config.drop_sections)
-            for f in findings:
-                rows.issue(Issue(file=name, line=row.line, field=f.field, reason=f.reason, action=f.action))
-            if case is not None and redteam.is_redteam(case):
-                rows.redteam.append(metadata_of(case))
-            elif case is not None:
-                yield (name, row.line), metadata_of(case)
-
-
-def _lacking(columns: Columns | None, case: Case) -> Iterator[Finding]:
-    """What a table's row lacks of patient and date, where columns of them are named."""
-    if columns and columns.patient and case.group == family_key(case.text):
-        yield Finding(columns.patient, "no patient: the row stands for one of its own", "kept")
-    if columns and columns.date and case.meta.get("date") and not member(case).day:
-        reason = f"{case.meta['date']!r} is no date that can mean one day alone: write 2024-01-31"
-        yield Finding(columns.date, reason, "kept")
-
-
-def metadata_of(case: Case) -> Case:
-    """The case with what rules say of it where the file says nothing."""
-    return case.model_copy(update={"meta": metadata(case)})
-
-
-def _importer(config: Config, source: Path | str) -> tuple[Importer, str]:
-    """Who reads the rows of a source, and the name of its layout."""
-    if config.columns:
-        return config.columns.importer(head(source)), "columns"
-    layout = sniff(source) if config.importer == AUTO else config.importer
-    if layout in (DDXPLUS, *LAYOUTS):
-        return importer_of(layout, source), layout
-    return resolve_callable(layout, LAYOUTS, "importer"), layout
 
 
 STAGE = Stage(

@@ -1,13 +1,9 @@
 """Runs beside one another: the same cases, the paired difference, what changed."""
 
-from pathlib import Path
-
 import pytest
 
 from preceptor.core.errors import UserError
-from preceptor.report.compare import Side, changes, side, table, told
-from preceptor.report.metrics import ModelScore
-from preceptor.stages.base import write_records
+from preceptor.report.compare import Side, changes, table, told
 
 
 def made(name: str, right: str, grounded: float | None = 1.0) -> Side:
@@ -58,30 +54,3 @@ def test_what_changed() -> None:
         "B right, A wrong: 2 cases (2 and 1 more)",
         "A right, B wrong: 1 case (0)",
     ]
-
-
-def written(folder: Path, models: str) -> None:
-    folder.mkdir(parents=True)
-    scores = [
-        ModelScore(case_id="1", sample=n, value=v, parts={"top1": v, "parsed": 1.0, "evidence_grounded": None}, model=m)
-        for m in models.split()
-        for n, v in enumerate((1.0, 0.0))
-    ]
-    write_records(folder / "scores.jsonl", scores)
-
-
-def test_sides_are_runs_and_their_models(tmp_path: Path) -> None:
-    written(tmp_path / "one" / "evaluate", "base student exact")
-    assert side("one", tmp_path) == Side("one:student", {"1": {"top1": 0.5, "parsed": 1.0}})
-    assert side(f"{tmp_path / 'one'}:base", Path("nowhere")).scores == {"1": {"top1": 0.5, "parsed": 1.0}}
-    with pytest.raises(UserError, match="no model 'studnt'; did you mean 'student'"):
-        side("one:studnt", tmp_path)
-    with pytest.raises(UserError, match=r"oen: no such run in .*did you mean 'one'"):
-        side("oen", tmp_path)
-    written(tmp_path / "one" / "evaluate_more", "student")
-    with pytest.raises(UserError, match=r"name one of its evaluations: .*evaluate, .*evaluate_more"):
-        side("one", tmp_path)
-    assert side("one/evaluate_more", tmp_path).scores
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="it has no evaluation yet"):
-        side("empty", tmp_path)

@@ -66,8 +66,9 @@ def test_healthai_files(command):
     assert sum(map(len, splits.values())) == 60
     groups = [{case.group for case in cases} for cases in splits.values()]
     assert not groups[0] & groups[1] | groups[0] & groups[2] | groups[1] & groups[2]
-    (issue,) = read_records(Path("runs/r/prepare/issues.jsonl"), Issue)
+    issue, *copies = read_records(Path("runs/r/prepare/issues.jsonl"), Issue)
     assert (issue.file, issue.line, issue.action) == ("a.jsonl", 61, "dropped")
+    assert [copy.line for copy in copies] == list(range(31, 61)), "the copies are named"
     assert json.loads(Path("runs/r/prepare/metrics.json").read_text())["repeated"] == 30
     Path("a.jsonl").write_text(text, "utf-8")
     code, _, err = command("run", "r.yaml")
