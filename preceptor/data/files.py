@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -28,43 +29,45 @@ class Imported:
 
 
 class Ids:
-    """The ids that were met, where and with what text, in about 200 bytes each."""
+    """The ids that were met, where and with what: in a temporary file, so that memory doesn't grow with them."""
 
     def __init__(self) -> None:
-        self._places: dict[int, int] = {}
-        self._texts: set[int] = set()
-        self._sources: list[str] = []
+        self._met = sqlite3.connect("", isolation_level=None)  # SQLite's own temporary file
+        self._met.executescript(
+            "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-32768;"
+            "CREATE TABLE met (id INTEGER, text INTEGER, gold INTEGER, place TEXT);"
+            "CREATE INDEX by_id ON met (id); BEGIN"
+        )
         self._again: Counter[str] = Counter()
 
     def first(self, case: Case, source: str, line: int) -> str | None:
-        """Where the id was met before; None, and it is remembered, if it wasn't."""
-        digest = _digest(case.id)
-        self._texts |= {_digest(f"{case.id} {case.text}"), _digest(f"{case.id} {case.text} {case.gold}")}
-        if digest in self._places:
-            number, where = divmod(self._places[digest], 1 << 40)
-            return f"{self._sources[number]}:{where}"
-        if not self._sources or self._sources[-1] != source:
-            self._sources.append(source)
-        self._places[digest] = (len(self._sources) - 1 << 40) + line
-        return None
+        """Where the id was met before, if it was; this row is remembered."""
+        before = self.where(case.id)
+        row = _digest(case.id), _digest(case.text), _digest(str(case.gold)), f"{source}:{line}"
+        self._met.execute("INSERT INTO met VALUES (?, ?, ?, ?)", row)
+        return before
 
-    def has(self, case: Case) -> bool:
-        """Whether the id was met with this very text."""
-        return _digest(f"{case.id} {case.text}") in self._texts
+    def where(self, identity: str) -> str | None:
+        """Where an id was met first."""
+        found = self._met.execute("SELECT place FROM met WHERE id = ? ORDER BY rowid LIMIT 1", (_digest(identity),))
+        return next((place for (place,) in found), None)
 
-    def said(self, case: Case) -> bool:
-        """Whether it was met with this very text and answer."""
-        return _digest(f"{case.id} {case.text} {case.gold}") in self._texts
+    def has(self, case: Case, *, answered: bool = False) -> bool:
+        """Whether the id was met with this very text, or with text and answer."""
+        rows = self._met.execute("SELECT text, gold FROM met WHERE id = ?", (_digest(case.id),))
+        text, gold = _digest(case.text), _digest(str(case.gold))
+        return any(text == other and (gold == said or not answered) for other, said in rows)
 
     def next(self, identity: str) -> str:
         """The id of one more row that has another's."""
         self._again[identity] += 1
         name = f"{identity}-{self._again[identity] + 1}"
-        return self.next(identity) if _digest(name) in self._places else name
+        return name if self.where(name) is None else self.next(identity)
 
 
 def _digest(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+    octets = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(octets, signed=True)
 
 
 def read(source: Path | str, importer: Importer, met: Ids | None = None) -> Iterator[Imported | Issue]:
@@ -81,9 +84,8 @@ def read(source: Path | str, importer: Importer, met: Ids | None = None) -> Iter
             case = _checked(importer(row))
             own = not (_DIGEST.fullmatch(case.id) and case.id not in row.values())
             if own and met.has(case):
-                answered = "" if met.said(case) else " and another answer"
-                where = met.first(case, "", 0)
-                raise BadRow("id", f"{case.id!r} was met before, with the same text{answered}, at {where}")
+                other = "" if met.has(case, answered=True) else " and another answer"
+                raise BadRow("id", f"{case.id!r} was met before, with the same text{other}, at {met.where(case.id)}")
             if before := met.first(case, str(source), line):
                 name = met.next(case.id)
                 if own:
