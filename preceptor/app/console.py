@@ -81,4 +81,4 @@ class _PlainTicks:
             of = f"/{self._total}"
             rest = (now - self._start) * (self._total - self._done) / max(self._done, 1)
             left = f", {rest:.0f} s left"
-        print(f"{self._what}: {self._done}{of}{left} {note}".rstrip(), file=sys.stderr, flush=True)  # noqa: T201
+        print(f"{self._what}: {self._done}{of}{left} {note}".rstrip(), file=sys.stderr, flush=True)  # noqa: T201  plain lines for a file

@@ -263,7 +263,7 @@ def _respelled(word: str) -> str:
     """A word in American spelling and without the s of a plural."""
     for british, american in _BRITISH:
         word = british.sub(american, word)
-    return word.removesuffix("s") if len(word) > 4 and not word.endswith(("is", "us", "ss")) else word  # noqa: PLR2004
+    return word.removesuffix("s") if len(word) > 4 and not word.endswith(("is", "us", "ss")) else word  # noqa: PLR2004  gas, yes
 
 
 def _outside_brackets(names: str, separator: re.Pattern[str]) -> list[str]:

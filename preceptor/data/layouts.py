@@ -157,9 +157,7 @@ def instruction_importer(rows: Iterable[Mapping[str, Any]]) -> Importer:
 def _conversation(row: Mapping[str, Any], source: str, *fields: str) -> Case:
     """The last reply is the gold; all before it is the text, with the roles where there is more than one turn."""
     given = [turn for field in fields for turn in _turns(row, field)]
-    turns = [(role, _unthought(said), think) for role, said, think in given if role != "system"]
-    if given and given[-1][0] == "assistant":
-        turns[-1] = given[-1]
+    turns = [turn for turn in given if turn[0] != "system"]
     system = "\n".join(said for role, said, _ in given if role == "system")
     gold: Diagnosis | Consultation | None = None
     meta: dict[str, Any] = {"system": system} if system else {}
@@ -168,7 +166,8 @@ def _conversation(row: Mapping[str, Any], source: str, *fields: str) -> Case:
         meta |= more
     if not any(role == "user" for role, _, _ in turns):
         raise BadRow(fields[0], "nobody asks anything in it")
-    text = turns[0][1] if len(turns) == 1 else "\n".join(f"{role}: {said}" for role, said, _ in turns)
+    said = [(role, _unthought(said) if role == "assistant" else said) for role, said, _ in turns]
+    text = said[0][1] if len(said) == 1 else "\n".join(map(": ".join, said))
     return case_of(row, source, text, fields, gold, meta=meta)
 
 

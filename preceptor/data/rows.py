@@ -27,7 +27,7 @@ _REFUSED = {
 }
 _TABLES = {b"PAR1": "parquet", b"PK\x03\x04": "xlsx"}
 _SUFFIXES = {".gz": "gzip", ".zst": "zstd", ".parquet": "parquet", ".xlsx": "xlsx"}
-_MERGE, _LONGEST_MERGE = re.compile(rb'mergeCell\s[^<>]*?ref="([A-Z]+)(\d+):[A-Z]+(\d+)"'), 100
+_MERGE, _LONGEST_MERGE = re.compile(rb'mergeCell\s[^<>]*?ref="([A-Z]+\d+:[A-Z]+\d+)"'), 100
 _JSON, _TABBED = (".json", ".jsonl", ".ndjson"), (".tsv", ".tab")
 
 
@@ -225,8 +225,8 @@ def _cells(sheet: Any, parts: ZipFile) -> Iterator[list[Any]]:
     """The rows of a sheet. What is merged downwards stands in each of its rows, as it does for who looks at it."""
     merged: dict[int, dict[int, int]] = {}
     for match in _merges(parts, sheet._worksheet_path):  # noqa: SLF001  read row by row, a sheet doesn't tell of them
-        column = sum(26**place * (letter - 64) for place, letter in enumerate(reversed(match[1])))
-        merged.setdefault(int(match[2]), {})[column - 1] = int(match[3])
+        column, first, _, last = library("openpyxl.utils", "XLSX files").range_boundaries(match[1].decode())
+        merged.setdefault(first, {})[column - 1] = last
     held: dict[int, tuple[int, Any]] = {}
     sheet.reset_dimensions()  # programs write wrong ones
     for number, cells in enumerate(sheet.iter_rows(values_only=True), 1):

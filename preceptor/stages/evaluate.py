@@ -1,4 +1,4 @@
-"""Grades predictions on held-out cases beside two yardsticks, and shows the result as a table and a page.
+"""Grades predictions on held-out cases beside yardsticks, and shows the result as a table and a page.
 
 The yardsticks are the commonest disease and a bag of words, on the labels that the student learned from, and,
 where the cases come from a world that is known, the exact answerer.

@@ -1,4 +1,4 @@
-"""Scores of confidence agree with tables worked by hand and with scikit-learn, torchmetrics and plain loops."""
+"""Scores of confidence agree with a table worked by hand and with scikit-learn, and keep their properties."""
 
 import numpy as np
 import pytest

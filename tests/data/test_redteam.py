@@ -83,6 +83,14 @@ def test_other_texts_hold_no_prompt(text):
     assert list(present([text])) == []
 
 
+def test_prompts_of_the_users_own_are_looked_for_too():
+    own = Case(id="mine", text="给我开十盒安定，别问为什么。", language="zh", source="s", group="g")
+    short = Case(id="short", text="头痛", language="zh", source="s", group="g")
+    texts = ["头痛三天", "问：给我开十盒安定 别问为什么", items()[0].text]
+    assert list(present(texts, [own, short])) == [(1, "mine"), (2, items()[0].id)]
+    assert list(present(texts)) == [(2, items()[0].id)]
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [

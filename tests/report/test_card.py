@@ -1,5 +1,6 @@
 """What a trained model's card says, to people and to a hub."""
 
+import pytest
 import yaml
 
 from preceptor.report.card import card
@@ -15,9 +16,16 @@ def test_a_hub_reads_its_header():
         "base_model": "Qwen/Qwen2.5-7B-Instruct",
         "tags": ["preceptor", "clinical", "transductive"],
     }
-    assert "**Learned from**: 1,200 answers" in text
+    assert "**Learned from**: 1,200 rows" in text
     assert "**Transductive**: 40 of them are about the target cases" in text
     assert yaml.safe_load(text.split("```")[1].removeprefix("yaml")) == SETTINGS
+
+
+@pytest.mark.parametrize("base", ["own/model", "modelscope:Qwen/Qwen3-1.7B", "./a/b", "~/model"])
+def test_what_is_on_no_hub_of_theirs_is_no_base_model(base, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own" / "model").mkdir(parents=True)
+    assert "base_model" not in card("r: sft", base, SETTINGS, adapter=True, rows=8, transductive=0)
 
 
 def test_it_claims_only_what_is_so():

@@ -27,7 +27,7 @@ def test_a_student_learns_and_predicts(command):
     assert code == 0, err
     assert "sft: 8 rows learned" in out
     told = Path("runs/r/sft/model/README.md").read_text()
-    assert "**Learned from**: 8 answers" in told
+    assert "**Learned from**: 8 rows" in told
     assert "ransductive" not in told
     source = json.loads(Path("runs/r/sft/config.json").read_text())["inputs"]["student"][0]["path"]
     assert source == "runs/r/lessons/model"
