@@ -109,16 +109,28 @@ async def chat_completions(asked: _Asked) -> dict[str, Any]:
 
 
 def _diagnosis(record: str, asked: _Asked, number: int) -> str:
-    language: Language = "zh" if _HAN.search(record) else "en"
     temperature = 1.0 if asked.temperature is None else asked.temperature
-    return canonical(exact().answer(record, language, temperature, _seed(asked, number)))
+    return canonical(exact().answer(record, _language(record), temperature, _seed(asked, number)))
+
+
+def _language(record: str) -> Language:
+    return "zh" if _HAN.search(record) else "en"
+
+
+def _thinking(record: str, asked: _Asked, number: int) -> str:
+    thought = exact().thinking(record, _language(record))
+    return f"<think>\n{thought}\n</think>\n\n{_diagnosis(record, asked, number)}"
 
 
 def _metadata(record: str, _: _Asked, __: int) -> str:
     return json.dumps(exact().metadata(record))
 
 
-_ACTS: Mapping[str, Callable[[str, _Asked, int], str]] = {"diagnosis": _diagnosis, "metadata": _metadata}
+_ACTS: Mapping[str, Callable[[str, _Asked, int], str]] = {
+    "diagnosis": _diagnosis,
+    "thinking": _thinking,
+    "metadata": _metadata,
+}
 
 
 def _question(asked: _Asked) -> tuple[str, str]:

@@ -169,6 +169,8 @@ class Prediction(Record):
     """The ledger's key of the last reply."""
     text: str = ""
     """The raw reply, always kept."""
+    thinking: str = ""
+    """What was thought before the reply, where the endpoint tells the two apart."""
     output: Diagnosis | Consultation | None = None
     failure: Failure | None = None
     repaired: bool = False

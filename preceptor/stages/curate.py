@@ -13,6 +13,7 @@ from preceptor.stages.fences import TARGET
 from preceptor.tasks import diagnosis, prompts
 
 UNGROUNDED = "ungrounded"
+UNTHOUGHT = "unthought"
 
 
 class Config(StageConfig):
@@ -23,6 +24,8 @@ class Config(StageConfig):
     """What the student will be asked with."""
     grounded: float = Field(default=0.5, ge=0, le=1)
     """Least share of an answer's reasons that must stand in the record; the others are taken out."""
+    think: bool = False
+    """The teacher's thinking is learned before the answer; a label without any is dropped."""
     include_target: bool = False
     """Labels of target cases are learned too: what is trained so is transductive."""
 
@@ -54,7 +57,7 @@ def run(config: Config, context: Context) -> Mapping[str, Any]:
         for label in read_records(context.input("predictions.jsonl"), Prediction, config.limit):
             tick()
             case = cases.get(label.case_id)
-            answer = _drop(label, case, config.grounded) if case else _dropped(label, "unknown_case")
+            answer = _drop(label, case, config) if case else _dropped(label, "unknown_case")
             if isinstance(answer, Dropped):
                 dropped.append(answer)
                 continue
@@ -63,7 +66,7 @@ def run(config: Config, context: Context) -> Mapping[str, Any]:
             yield Row(
                 id=f"{case.id}#{label.sample}",
                 messages=prompt.render(case.text),
-                answer=diagnosis.canonical(answer),
+                answer=(_thought(label) if config.think else "") + diagnosis.canonical(answer),
                 case_id=case.id,
                 sample=label.sample,
             )
@@ -79,20 +82,26 @@ def run(config: Config, context: Context) -> Mapping[str, Any]:
     return {"rows": kept.total(), **kept, "dropped": dict(why)}
 
 
-def _drop(label: Prediction, case: Case, least: float) -> Diagnosis | Dropped:
+def _drop(label: Prediction, case: Case, config: Config) -> Diagnosis | Dropped:
     """What of a label can be learned."""
     if label.failure:
         return _dropped(label, label.failure.kind.value, label.failure.detail)
     if not isinstance(label.output, Diagnosis):
         return _dropped(label, "not_a_diagnosis")
+    if config.think and not label.thinking:
+        return _dropped(label, UNTHOUGHT, "the teacher's thinking is not told; ask with a prompt that wants it")
     answer = label.output
     if answer.abstained:
         return Diagnosis()
     blind = case.model_copy(update={"gold": None})  # the record alone decides what stands in it
     reasons = tuple(reason for reason in answer.reason if _stands(reason, blind))
-    if not reasons or len(reasons) < least * len(answer.reason):
+    if not reasons or len(reasons) < config.grounded * len(answer.reason):
         return _dropped(label, UNGROUNDED, f"{len(reasons)} of {len(answer.reason)} reasons stand in the record")
     return Diagnosis(diseases=answer.diseases, reason=reasons)
+
+
+def _thought(label: Prediction) -> str:
+    return f"<think>\n{label.thinking}\n</think>\n\n"
 
 
 def _stands(reason: str, case: Case) -> bool:

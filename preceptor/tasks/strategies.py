@@ -53,6 +53,7 @@ def conclude(case: Case, asking: Asking, request: Request, reply: Reply) -> Pred
         prompt_sha=prompt_sha(request.messages),
         reply=reply.key,
         text=reply.text,
+        thinking=reply.thinking,
         output=output,
         failure=None if output else Failure(kind=FailureKind(parsed.outcome), detail=parsed.detail),
         repaired=parsed.outcome is diagnosis.Outcome.REPAIRED,

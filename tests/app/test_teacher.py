@@ -17,6 +17,7 @@ from preceptor.clinical.textbook.exact import exact
 from preceptor.clinical.textbook.sampler import sample
 from preceptor.core.records import Language
 from preceptor.tasks import prompts
+from preceptor.tasks.diagnosis import canonical
 
 BAD = 400
 
@@ -68,6 +69,27 @@ def test_at_temperature_0_it_gives_the_exact_answer(client: openai.OpenAI, langu
         assert reply.choices[0].finish_reason == "stop"
         assert reply.usage is not None
         assert reply.usage.total_tokens == reply.usage.prompt_tokens + reply.usage.completion_tokens > 0
+
+
+def test_it_thinks_aloud_where_the_prompt_wants_it(client: openai.OpenAI) -> None:
+    text = "Woman, 46, sour eructation for 12 days; denies tickly cough.\nPast: some personal predisposition."
+    asked = [m.model_dump() for m in prompts.load("diagnosis", "thinking", "en").render(text)]
+    reply = client.chat.completions.create(model="textbook", messages=asked, temperature=0)
+    said = reply.choices[0].message.content or ""
+    thought = "<think>\nWoman, 46\n+acid regurgitation\n-dry cough\n?some personal predisposition\n</think>\n\n"
+    assert said == thought + canonical(exact().answer(text, "en"))
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "thought"),
+    [
+        ("男，60岁，咳嗽。", "zh", "男，60岁"),
+        ("nothing that it has words for", "en", ""),
+        ("Age: 50", "en", "50"),
+    ],
+)
+def test_its_thinking_tells_only_what_the_record_says(text: str, language: Language, thought: str) -> None:
+    assert exact().thinking(text, language).partition("\n")[0] == thought
 
 
 def test_it_samples_at_a_temperature_and_repeats_a_seed(client: openai.OpenAI) -> None:

@@ -11,6 +11,8 @@ from preceptor import api
 from preceptor.core.errors import UserError
 from preceptor.core.records import Case, Issue, Row
 from preceptor.stages.base import read_records
+from preceptor.tasks import prompts
+from preceptor.tasks.prompts import record_in
 
 RECIPE = """
 language: en
@@ -53,6 +55,28 @@ def test_from_cases_to_rows(command):
     )
     assert evaluation.metrics["teacher"]["parsed"].value == 1
     assert "r/label" in command("status")[1]
+
+
+def test_thinking_is_learned_where_it_is_wanted(command):
+    recipe = RECIPE.replace("label: {}", "label: {prompt: thinking}")
+    Path("r.yaml").write_text(recipe.replace("curate: {}", "curate: {prompt: thinking, think: true}"))
+    assert command("run", "r.yaml", "prepare", "label", "curate")[0] == 0
+    labels = {label.case_id: label for label in api.load_predictions("runs/r/label/predictions.jsonl")}
+    rows = list(read_records(Path("runs/r/curate/rows.jsonl"), Row))
+    assert rows
+    for row in rows:
+        label = labels[row.case_id]
+        thought, _, answer = row.answer.partition("</think>\n\n")
+        assert thought == f"<think>\n{label.thinking}\n"
+        assert label.thinking
+        assert "think" not in label.text
+        assert api.parse(row.answer).output == api.parse(answer).output
+        assert row.messages == prompts.load("diagnosis", "thinking", "en").render(record_in(row.messages))
+
+    # Labels of a teacher that was not asked to think can't teach thinking: none is left, and that is told.
+    Path("silent.yaml").write_text(RECIPE.replace("curate: {}", "curate: {think: true}"))
+    code, shown, _ = command("run", "silent.yaml", "prepare", "label", "curate")
+    assert (code, "dropped: unthought 12" in shown) == (1, True)
 
 
 def test_healthai_files(command):

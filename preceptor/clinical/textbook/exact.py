@@ -52,6 +52,20 @@ class Exact:
             evidence=evidence,
         )
 
+    def thinking(self, text: str, language: Language) -> str:
+        """What the record says, a line each in its order: `+` and `-` before a finding by name, `?` before a blur."""
+        reading = self.reader.read(text)
+        sex = {"male": ("Man", "男"), "female": ("Woman", "女"), None: ("", "")}[reading.sex][language == "zh"]
+        age = "" if reading.age is None else f"{reading.age}岁" if language == "zh" else str(reading.age)
+        lines = [("，" if language == "zh" else ", ").join(part for part in (sex, age) if part)]
+        for mention in reading.mentions:
+            if mention.form == "blurred":
+                lines.append("?" + text[mention.start : mention.end])
+            else:
+                sign = "-" if mention.form == "negated" else "+"
+                lines.append(sign + self.book.findings[mention.subject].words(language).name)
+        return "\n".join(line for line in lines if line)
+
     def metadata(self, text: str) -> dict[str, str | int]:
         """What kind of case the record is: by its likeliest disease, red flags, number of details and lay words."""
         reading = self.reader.read(text)
