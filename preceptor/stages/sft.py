@@ -31,7 +31,7 @@ class Config(StageConfig, SftConfig):
 
 
 def run(config: Config, context: Context) -> Mapping[str, Any]:
-    """Writes adapter/ or model/, and checkpoints/ on the way."""
+    """Writes adapter/ or model/, curve.jsonl, and checkpoints/ on the way."""
     rows = list(read_records(context.input("rows.jsonl"), Row, config.limit))
     transductive = fences.check(context, rows, include_target=config.include_target)
     how = SftConfig.model_validate(config.model_dump(include=set(SftConfig.model_fields)))
@@ -71,4 +71,4 @@ def run(config: Config, context: Context) -> Mapping[str, Any]:
     return {**metrics, "transductive_rows": transductive}
 
 
-STAGE = Stage("sft", Config, run, leaves=("adapter", "model"), grows=False)
+STAGE = Stage("sft", Config, run, leaves=("adapter", "model", "curve.jsonl"), grows=False)

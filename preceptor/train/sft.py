@@ -27,12 +27,13 @@ from preceptor.core.errors import UserError, WorkError
 from preceptor.core.records import Row
 from preceptor.model import load, tokens
 from preceptor.model.resolve import digest, resolve
-from preceptor.train.batches import Batches, collate, pack
+from preceptor.train.batches import Batches, collate, hide, pack
 from preceptor.train.batches import rows as unpacked
 from preceptor.train.config import SftConfig
 from preceptor.train.loss import chunked_cross_entropy
 from preceptor.train.weights import token_weights
 
+CURVE = "curve.jsonl"
 OnLog = Callable[[int, int, dict[str, float]], None]
 """Called with step, total steps and loss, lr, tokens_per_second (validation_loss at checkpoints)."""
 OnRefused = Callable[[Row, str], None]
@@ -72,6 +73,8 @@ def train(
         train_dataset=pack(examples) if config.packing else unpacked(examples),
         data_collator=collate,
         embedding_lr=config.embedding_lr,
+        prompt_dropout=config.prompt_dropout,
+        blank=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokens.end_of_turn(tokenizer),
     )
     trainer.remove_callback(PrinterCallback)
     progress = _Progress(trainer, on_log, lambda: _held_out_loss(trainer, held_out))
@@ -97,6 +100,7 @@ def train(
         metrics["validation_loss"] = _held_out_loss(trainer, held_out)
     del with_loss.forward
     if trainer.is_world_process_zero():
+        _write_curve(trainer.state.log_history, out / CURVE)
         _write(model, tokenizer, base, out, compute)
     return metrics
 
@@ -106,9 +110,10 @@ class _Trainer(Trainer):  # type: ignore[misc]  # its types aren't read
 
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *, embedding_lr: float | None, **kwargs: Any) -> None:
+    def __init__(self, *, embedding_lr: float | None, prompt_dropout: float, blank: int, **kwargs: Any) -> None:
+        """`blank` is the token that stands where one is hidden."""
         super().__init__(**kwargs)
-        self.embedding_lr = embedding_lr
+        self.embedding_lr, self.prompt_dropout, self.blank = embedding_lr, prompt_dropout, blank
         self.model_accepts_loss_kwargs = True  # so the loss is divided by what all of a step's batches weigh
         self.tokens = 0
 
@@ -134,6 +139,8 @@ class _Trainer(Trainer):  # type: ignore[misc]  # its types aren't read
     ) -> Tensor:
         """The weighted mean over the step's answer tokens; devices' gradients are averaged, hence the factor."""
         self.tokens += inputs.pop("tokens")
+        if self.prompt_dropout:
+            inputs["input_ids"] = hide(inputs["input_ids"], inputs["labels"], self.prompt_dropout, self.blank)
         loss: Tensor = model(**inputs, divisor=num_items_in_batch)
         scaled: Tensor = loss * self.accelerator.num_processes
         return scaled
@@ -180,7 +187,7 @@ class _Progress(TrainerCallback):  # type: ignore[misc]  # as above
             "tokens_per_second": (self._trainer.tokens - self._tokens) / max(now - self._since, 1e-9),
         }
         if control.should_save and not math.isnan(held_out := self._held_out_loss()):
-            values["validation_loss"] = held_out
+            values["validation_loss"] = state.log_history[-1]["validation_loss"] = held_out
         if self._on_log is not None and self._trainer.is_world_process_zero():
             self._on_log(state.global_step, state.max_steps, values)
         self._since, self._tokens = time.perf_counter(), self._trainer.tokens
@@ -312,6 +319,13 @@ def _last_checkpoint(folder: Path) -> str | None:
         else:
             return str(path)
     return None
+
+
+def _write_curve(history: Sequence[dict[str, float]], path: Path) -> None:
+    """The losses by step, those before a resume too."""
+    kept = ("step", "loss", "validation_loss")
+    lines = [{name: entry[name] for name in kept if name in entry} for entry in history if "loss" in entry]
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines), "utf-8")
 
 
 def _write(model: Any, tokenizer: PreTrainedTokenizerBase, base: str | Path, out: Path, compute: torch.dtype) -> None:

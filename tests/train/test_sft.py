@@ -37,6 +37,10 @@ def test_training_lowers_the_loss_and_leaves_a_model(base, tmp_path, config):
     assert metrics["steps"] == logged[-1][1]
     assert metrics["validation_loss"] < logged[0][2]["loss"]
     assert (metrics["rows"], metrics["refused"], metrics["cut"]) == (12, 0, 0)
+    curve = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
+    assert [point["step"] for point in curve] == [step for step, *_ in logged]
+    assert [point["loss"] for point in curve] == [values["loss"] for *_, values in logged]
+    assert curve[-1]["step"] % 50 or "validation_loss" in curve[-1]
     folder = tmp_path / ("adapter" if config.method == "lora" else "model")
     assert (folder / "chat_template.jinja").is_file()
     assert not [*tmp_path.glob("*.part"), *folder.glob("*.bin")]
