@@ -7,7 +7,7 @@ contradict each other (左/右, or an operation that only one of them has behind
 
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, Protocol
@@ -60,6 +60,26 @@ class Book(Protocol):
 
 
 @dataclass(frozen=True)
+class Entry:
+    """A disease in a user's table of names."""
+
+    name: str
+    code: str = ""
+    """ICD-10; empty where the table gives none."""
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """The known name that looks most like an unknown one: for a person to confirm, never counted."""
+
+    name: str
+    code: str
+    similarity: float
+    """In [0, 1]: characters in common and in order, after the words were sorted."""
+
+
+@dataclass(frozen=True)
 class Name:
     """A name in its normal form without its qualifiers."""
 
@@ -73,9 +93,9 @@ class Name:
 
 
 _SIMPLE = str.maketrans(
-    "癥瘧癬癰癲癇瘡瘺瘻痙攣膽腎臟腦腫節頸頭動靜脈壓過損傷斷關結腸膚膿體質營養縮變態應緊張鬱慮癱瘓痺風濕熱燒嘔瀉貧細單雙側穩絞顫韌"
+    "區獲廣機癆狹癢腸蟲飲亂屬聯殘癥瘧癬癰癲癇瘡瘺瘻痙攣膽腎臟腦腫節頸頭動靜脈壓過損傷斷關結腸膚膿體質營養縮變態應緊張鬱慮癱瘓痺風濕熱燒嘔瀉貧細單雙側穩絞顫韌"
     "帶齒齦顎顱顏鱗狀賁門闌寶產婦兒氣竇繼發綜徵癒後術遺異礙於類與無傳診療檢驗紅髖潰瘍擴進減銅鐵鈣鉀鈉納鹼總膠贅積滯澀鳴聾視網離輸葉鏈環腳",
-    "症疟癣痈癫痫疮瘘瘘痉挛胆肾脏脑肿节颈头动静脉压过损伤断关结肠肤脓体质营养缩变态应紧张郁虑瘫痪痹风湿热烧呕泻贫细单双侧稳绞颤韧"
+    "区获广机痨狭痒肠虫饮乱属联残症疟癣痈癫痫疮瘘瘘痉挛胆肾脏脑肿节颈头动静脉压过损伤断关结肠肤脓体质营养缩变态应紧张郁虑瘫痪痹风湿热烧呕泻贫细单双侧稳绞颤韧"
     "带齿龈颚颅颜鳞状贲门阑宝产妇儿气窦继发综征愈后术遗异碍于类与无传诊疗检验红髋溃疡扩进减铜铁钙钾钠纳碱总胶赘积滞涩鸣聋视网离输叶链环脚",
 )
 """Traditional characters that names of diseases are made of."""
@@ -90,34 +110,62 @@ _SLOTS: tuple[tuple[str, re.Pattern[str]], ...] = (
     (
         "suspected",
         re.compile(
-            r"^(?:高度)?(?:疑似|怀疑|可疑|考虑(?:为|是)?|拟诊|倾向于?|可能[为是]?)[:,]?|^(?:可能|疑)(?=..)|(?<!\?)\?+$"
+            r"^(?:高度)?(?:疑似|疑诊|怀疑|可疑|考虑(?:为|是)?|不(?:能|可)?(?:排除|除外)|拟诊|倾向于?|可能[为是]?)[:,]?|^(?:可能|疑)(?=..)|(?<!\?)\?+$"
             r"|(?:可能性?大?|待查因?|待[排诊]|待?不?除外|待排除?|待排查|不排除|不能除外|疑似)$"
             r"|\b(?:(?:highly )?suspected|suspicion of|possible|possibly|probable|probably|likely"
-            r"|presumed|presumptive|query|rule out|r/o|to be excluded|consider)\b"
+            r"|presumed|presumptive|query|rule out|r/o|to be excluded|consider(?:ing)?)\b"
         ),
     ),
     (
         "postoperative",
-        re.compile(r"术后(?:状态|恢复期)?$|\b(?:post[- ]?operative|status post|s/p|after surgery)\b"),
+        re.compile(r"术后(?:状态|恢复期)?$|\b(?:post[- ]?operative|(?:status post|s/p)(?: surgery)?|after surgery)\b"),
     ),
-    ("left", re.compile(r"^左侧?(?!心|室|房)|\bleft(?: sided|-sided)?\b(?! (?:heart|ventric|atri))")),
-    ("right", re.compile(r"^右侧?(?!心|室|房)|\bright(?: sided|-sided)?\b(?! (?:heart|ventric|atri))")),
+    ("left", re.compile(r"^左侧?(?!心|室|房)|,左侧?$|\bleft(?: sided|-sided)?\b(?! (?:heart|ventric|atri))")),
+    ("right", re.compile(r"^右侧?(?!心|室|房)|,右侧?$|\bright(?: sided|-sided)?\b(?! (?:heart|ventric|atri))")),
     ("bilateral", re.compile(r"^双侧?|^两侧|\bbilateral\b")),
     (
         "severity",
         re.compile(r"^(?:极?重度|中度|轻度)(?=..)|[,]?(?:极高危|高危|中危|低危)组?$|\b(?:mild|moderate|severe)\b"),
     ),
-    ("stage", re.compile(r"[,]?\d级$|[,]?\d期$|\b(?:stage|grade) \d\b")),
+    (
+        "stage",
+        re.compile(
+            r"[,]?(?:心功能|(?:nyha|gold)(?: ?分级)?)? ?\d级$|[,]?\d期$"
+            r"|\b(?:(?:nyha|gold) )?(?:stage|grade|class) (?:\d|[a-d])\b|\b(?:nyha|gold) \d\b"
+        ),
+    ),
     (
         "course",
-        re.compile(r"急性加重期?$|急性发作期?$|(?:稳定|缓解|恢复|活动)期$|\b(?:acute )?exacerbation of\b"),
+        re.compile(
+            r"急性加重期?$|急性发作期?$|发作期?$|^(?:稳定|缓解|恢复|活动|急性加重|急性发作)期|(?:稳定|缓解|恢复|活动)期$"
+            r"|\b(?:acute )?exacerbation of\b|(?:,| with) acute exacerbation$|^active\b"
+        ),
     ),
 )
 _ACUITY = (("急性", "acute"), ("慢性", "chronic"))
+_SAME = {"æ": "ae", "œ": "oe", "返流": "反流", "食道": "食管", "肠胃炎": "胃肠炎", "机能": "功能"}
+"""Ways to write the same word."""
+_SAME_WORD = re.compile("|".join(_SAME))
+_ALIKE = 55
+"""Per cent of similarity below which a name is no proposal."""
 _LONGEST = 300
 """Characters of a name that are looked at."""
 _BRITISH = ((re.compile("[ao]+e"), "e"), (re.compile("our"), "or"), (re.compile("ise"), "ize"))
 _FILLERS = frozenset({"of", "the", "a", "an", "disease", "disorder", "syndrome", "s"})
+_CIRCLES = str.maketrans("⑴⑵⑶⑷⑸⑹⑺⑻⑼➀➁➂➃➄➅➆➇➈❶❷❸❹❺❻❼❽❾", "①②③④⑤⑥⑦⑧⑨" * 3)
+_SEQUENCES = tuple(
+    (sequence, re.compile(rf"(?im)(?:^|(?<=[；;]))\s*(?P<number>{'|'.join(map(re.escape, sequence))}){after}"))
+    for sequence, after in (
+        (tuple("abcdefgh"), r"[.)、．）]\s*"),
+        (("ⅰ", "ⅱ", "ⅲ", "ⅳ", "ⅴ", "ⅵ"), r"[.、．:：\s]\s*"),
+        (("i", "ii", "iii", "iv", "v", "vi"), r"[.)、．）]\s*"),
+        (tuple(f"第{numeral}" for numeral in "一二三四五六七八"), r"[，,、:：]\s*"),
+        (tuple(f"#{number}" for number in range(1, 10)), r"[.:：]?\s*"),
+        (tuple(map(str, range(1, 10))), r"(?:[:：]\s*|\s+)(?![型期级度])"),
+        (("+",) * 9, r"\s+"),
+    )
+)
+"""Numberings that `text.numbered` leaves alone, with what follows the number; each on a line or behind a semicolon."""
 _LIST = re.compile(r"[；;、\n|]")
 _COMMA = re.compile(
     r"""[，,](?!\s*(?:(?:type|stage|grade|class|unspecified|without|with|due|not|nos|other|site)\b
@@ -134,11 +182,24 @@ def split(names: str, *, commas: bool = True) -> list[str]:
     Separators between brackets don't count. `commas=False` is for what is already one item of a list, whose
     comma belongs to the name ("diabetes mellitus, type 2", 高血压3级，极高危).
     """
+    names = _renumbered(names)
     points = text.numbered(names)
     parts = [part for point in points or [names] for part in _outside_brackets(point, _LIST)]
     if commas and points is None and len(parts) == 1:
         parts = _outside_brackets(parts[0], _COMMA)
     return [part for part in (text.bare(part).rstrip(".") for part in parts) if part]
+
+
+def _renumbered(names: str) -> str:
+    """The names with rarer numberings (⑴, a., Ⅱ., #1, 2:, 第一，) as 1. 2. 3., where each follows the one before."""
+    names = names.translate(_CIRCLES)
+    for sequence, number in _SEQUENCES if re.search(r"[；;\n]", names) else ():
+        found = list(number.finditer(names))
+        if len(found) > 1 and [one["number"].casefold() for one in found] == [*sequence[: len(found)]]:
+            for place, one in reversed(list(enumerate(found, 1))):
+                names = f"{names[: one.start()]}\n{place}. {names[one.end() :]}"
+            return names.strip()
+    return names
 
 
 def normalise(name: str) -> Name:
@@ -154,35 +215,88 @@ def normalise(name: str) -> Name:
 
 
 class Namer:
-    """Knows a textbook's diseases by all their names in both languages."""
+    """Knows a textbook's diseases by all their names in both languages, and those of a user's table."""
 
-    def __init__(self, book: Book) -> None:
-        self._diseases = book.diseases
+    def __init__(self, book: Book, table: Iterable[Entry] = ()) -> None:
+        """Where the table contradicts the textbook it wins, and `conflicts` says so, a line each."""
+        self.conflicts: list[str] = []
+        self._codes = {identity: disease.icd10 for identity, disease in book.diseases.items()}
         self._known: dict[str, str] = {}
-        self._all: dict[str, str] = {}
         names = {
-            identity: (disease.zh, disease.en, *disease.aliases.zh, *disease.aliases.en)
+            identity: [disease.zh, disease.en, *disease.aliases.zh, *disease.aliases.en]
             for identity, disease in book.diseases.items()
         }
+        self._written = {_key(_plain(name)): name for known in names.values() for name in known}
         for identity, known in names.items():
-            self._all[identity] = " ".join(map(_plain, known))
             for name in known:
                 self._known[_key(_plain(name))] = identity
-        # Looser forms of a name never take the place of another disease's own name.
+        self._loosen(names)
+        added: dict[str, list[str]] = {}
+        for entry in table:
+            self._add(entry, added)
+        self._loosen(added)
+        for identity, known in added.items():
+            names.setdefault(identity, []).extend(known)
+        self._all = {identity: " ".join(map(_plain, known)) for identity, known in names.items()}
+        self._resolve = lru_cache(maxsize=16_384)(self._resolved)
+
+    def _loosen(self, names: Mapping[str, Sequence[str]]) -> None:
+        """Looser forms of names lead home too, but never take the place of another disease's own name."""
         for identity, known in names.items():
             for name in known:
                 for form in _variants(_key(_plain(name))):
-                    self._known.setdefault(form, identity)
-        self._resolve = lru_cache(maxsize=16_384)(self._resolved)
+                    if form not in self._written:
+                        self._known.setdefault(form, identity)
+
+    def _add(self, entry: Entry, added: dict[str, list[str]]) -> None:
+        """A row of the table: a disease that is known by its name, or by an alias and no other code, or a new one."""
+        keys = {key: name for name in (entry.name, *entry.aliases) if (key := _key(_plain(name)))}
+        own = next(iter(keys))
+        alike = (self._find(key) for key in keys)
+        same = next((i for i in alike if i and (not entry.code or self._codes[i][:3] == entry.code[:3])), None)
+        identity = self._find(own) or same or own
+        if entry.code:
+            before = self._codes.get(identity)
+            if before and before[:3] != entry.code[:3]:
+                self.conflicts.append(f"{entry.name}: {entry.code} by the table, no more {before}")
+            self._codes[identity] = entry.code
+        self._codes.setdefault(identity, "")
+        for key, name in keys.items():
+            other = self._known.get(key, identity)
+            if other != identity and key in map(_key, map(_plain, added.get(other, ()))):
+                self.conflicts.append(f"{name}: in the table it names both {other} and {identity}; the first counts")
+                continue
+            if other != identity and key in self._written:
+                self.conflicts.append(f"{name}: {entry.name} by the table, no more {other}")
+            for form in _variants(key):
+                if form not in self._written:
+                    self._known[form] = identity
+            self._known[key] = identity
+            self._written[key] = name
+            added.setdefault(identity, []).append(name)
 
     def concept(self, name: str) -> str | None:
-        """The id of a textbook's disease, else the normalised name; None for what holds no word."""
+        """The id of a known disease, else the normalised name; None for what holds no word."""
         return self._resolve(name)[0]
 
     def code(self, name: str) -> str | None:
-        """The ICD-10 category of a disease that the textbook knows."""
-        disease = self._diseases.get(self.concept(name) or "")
-        return disease.icd10[:3] if disease else None
+        """The ICD-10 category of a disease that is known with its code."""
+        return self._codes.get(self.concept(name) or "", "")[:3] or None
+
+    def knows(self, name: str) -> bool:
+        """Whether a name leads to a disease of the textbook or the table."""
+        return self.concept(name) in self._codes
+
+    def proposal(self, name: str) -> Proposal | None:
+        """What an unknown name might mean; None where no known one is like it."""
+        from rapidfuzz import fuzz, process
+
+        known = list(self._written)
+        found = process.extractOne(normalise(name).key, known, scorer=fuzz.token_sort_ratio, score_cutoff=_ALIKE)
+        if found is None:
+            return None
+        key, percent, _ = found
+        return Proposal(self._written[key], self._codes[self._known[key]], percent / 100)
 
     def match(self, predicted: Sequence[str], gold: Sequence[str], level: Level = "concept") -> list[tuple[int, int]]:
         """The most pairs of equal names, each name in one pair at most, as indices into both lists."""
@@ -215,13 +329,16 @@ class Namer:
         return name.key or None, name
 
     def _find(self, key: str) -> str | None:
-        return next((self._known[form] for form in (key, *_variants(key)) if form in self._known), None)
+        found = next((self._known[form] for form in (key, *_variants(key)) if form in self._known), None)
+        # 哮喘病 is 哮喘, whose name is known; 糖尿 is not 糖尿病.
+        return found or (self._known.get(short) if (short := key.rstrip("病症")) in self._written else None)
 
     def _forms(self, given: str, name: Name) -> Iterator[str]:
         """From as it is written to what is left when all qualifiers are gone; then remarks in brackets."""
         yield _key(_plain(given, remarks=True))
         yield _key(_plain(given))
         yield name.key
+        yield name.key.removeprefix("重症")  # 重症肌无力 is a name of its own, met above
         yield from (_key(_plain(remark)) for remark in _REMARK.findall(given))
 
 
@@ -232,7 +349,7 @@ def _plain(name: str, *, remarks: bool = False) -> str:
     name = _CODE.sub(" ", name).strip() or name
     if not remarks:
         name = _REMARK.sub(" ", name).strip() or name
-    name = text.normalise(name).translate(_SIMPLE)
+    name = _SAME_WORD.sub(lambda m: _SAME[m.group()], text.normalise(name).translate(_SIMPLE))
     name = _NUMERAL.sub(lambda m: str("一二三四五六七八九".index(m.group()) + 1), name)
     return _ROMAN_WORD.sub(lambda m: _ROMAN[m.group()], name)
 

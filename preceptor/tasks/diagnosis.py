@@ -22,7 +22,17 @@ from preceptor.core import text as texts
 from preceptor.core.records import Case, Diagnosis, Evidence, Polarity, Reply, Score
 from preceptor.tasks.answer import Outcome, Parsed, parse
 
-__all__ = ["Outcome", "Parsed", "canonical", "chain_probability", "fields", "grade", "ground", "parse"]
+__all__ = [
+    "Outcome",
+    "Parsed",
+    "canonical",
+    "chain_probability",
+    "fields",
+    "grade",
+    "ground",
+    "parse",
+    "textbook_namer",
+]
 
 _SHARE = 0.5
 """Share of the record that reasons may quote; beyond it they select nothing."""
@@ -60,16 +70,23 @@ def ground(diagnosis: Diagnosis, case: Case) -> Diagnosis:
     return diagnosis.model_copy(update={"evidence": tuple(found)})
 
 
-def grade(output: Diagnosis | None, case: Case) -> Score:
+def grade(output: Diagnosis | None, case: Case, namer: Namer | None = None) -> Score:
     """What an answer is worth: the mean of `top1`, `disease_f1` and `disease_f1` × `evidence_grounded`.
 
     `output` is None for a reply that could not be read: zero, told from a wrong answer by `parsed`. Parts
-    that need gold are None without it, and the value stands on the evidence alone.
+    that need gold are None without it, and the value stands on the evidence alone. `hallucinated` is the share of
+    the reasons that stand nowhere in the record, or with another number or unit. `namer` knows diseases
+    by their names, by default the textbook's; `unmapped` is the share of the answer's names that it doesn't
+    know, and counts for nothing.
     """
+    namer = namer or textbook_namer()
     gold = case.gold if isinstance(case.gold, Diagnosis) else None
-    grounded = _grounded(output, case.text, gold)
-    matched = _matched(output, gold, abstaining_is_right=case.expects_abstention)
+    grounded, hallucinated = _evidence(output, case.text, gold)
+    matched = _matched(output, gold, namer, abstaining_is_right=case.expects_abstention)
+    named = output.diseases if output else ()
+    unmapped = sum(not namer.knows(name) for name in named) / len(named) if named else None
     parts = {"parsed": float(output is not None), **matched, "evidence_grounded": grounded}
+    parts |= {"hallucinated": hallucinated, "unmapped": unmapped}
     if output is None:
         return Score(case_id=case.id, value=0.0, parts=parts)
     if grounded is None and output.diseases:
@@ -112,7 +129,9 @@ def _written(name: str, raw: bytes, position: int) -> tuple[int, int] | None:
     return None
 
 
-def _matched(output: Diagnosis | None, gold: Diagnosis | None, *, abstaining_is_right: bool) -> dict[str, float | None]:
+def _matched(
+    output: Diagnosis | None, gold: Diagnosis | None, namer: Namer, *, abstaining_is_right: bool
+) -> dict[str, float | None]:
     """The parts that compare diseases."""
     names = ("top1", "precision", "recall", "disease_f1", "category_f1", "exact_set")
     if gold is None:
@@ -121,7 +140,6 @@ def _matched(output: Diagnosis | None, gold: Diagnosis | None, *, abstaining_is_
         return dict.fromkeys(names, 0.0)
     if output.abstained:
         return dict.fromkeys(names, float(abstaining_is_right or gold.abstained))
-    namer = _namer()
     hits = namer.match(output.diseases, gold.diseases)
     right, said, true = len(hits), len(output.diseases), len(gold.diseases)
     alike = len(namer.match(output.diseases, gold.diseases, level="category")) if right < min(said, true) else right
@@ -135,25 +153,30 @@ def _matched(output: Diagnosis | None, gold: Diagnosis | None, *, abstaining_is_
     }
 
 
-def _grounded(output: Diagnosis | None, record: str, gold: Diagnosis | None) -> float | None:
-    """Share of the distinct reasons that the record holds in the same sense, less if they quote too much."""
+def _evidence(output: Diagnosis | None, record: str, gold: Diagnosis | None) -> tuple[float | None, float | None]:
+    """Of the distinct reasons, the share that the record holds in the same sense, and the share that it doesn't hold.
+
+    The first is less if they quote too much. Both are None without reasons.
+    """
     reasons = {texts.normalise(reason): reason for reason in output.reason} if output else {}
     if not reasons:
-        return None
+        return None, None
     known = {texts.normalise(reason) for reason in gold.reason} if gold else set()
-    held = [key in known or _holds(reason, record) for key, reason in reasons.items()]
+    places = {key: _place(reason, record) for key, reason in reasons.items() if key not in known}
+    lost = sum(place is None for place in places.values())
+    turned = sum(p is not None and p[2] is not _own_polarity(reasons[key]) for key, p in places.items())
     allowed = max(len(record) * _SHARE, _LEAST, sum(map(len, known)))
-    return sum(held) / len(held) * min(1.0, allowed / max(1, sum(map(len, reasons))))
+    held = (len(reasons) - lost - turned) / len(reasons)
+    return held * min(1.0, allowed / max(1, sum(map(len, reasons)))), lost / len(reasons)
 
 
-def _holds(reason: str, record: str) -> bool:
-    place = _place(reason, record)
-    return place is not None and place[2] is evidence.polarity(reason, 0, len(reason))
+def _own_polarity(reason: str) -> Polarity:
+    return evidence.polarity(reason, 0, len(reason))
 
 
 def _place(reason: str, record: str) -> tuple[int, int, Polarity] | None:
     """Where the record holds a reason, and with what polarity: the first place that agrees, if any does."""
-    own, first = evidence.polarity(reason, 0, len(reason)), None
+    own, first = _own_polarity(reason), None
     for start, end in evidence.places(reason, record):
         place = start, end, evidence.polarity(record, start, end)
         if place[2] is own:
@@ -163,7 +186,8 @@ def _place(reason: str, record: str) -> tuple[int, int, Polarity] | None:
 
 
 @cache
-def _namer() -> Namer:
+def textbook_namer() -> Namer:
+    """Knows the textbook's diseases, and no other."""
     return Namer(load())
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preceptor.clinical.names import Namer, normalise, split
+from preceptor.clinical.names import Entry, Namer, normalise, split
 from preceptor.clinical.textbook.book import load
 
 
@@ -37,29 +37,26 @@ class Book:
     diseases: Mapping[str, Disease]
 
 
-NAMER = Namer(
-    Book(
-        {
-            "appendicitis": Disease(
-                "急性阑尾炎", "Acute appendicitis", Aliases(("阑尾炎",), ("appendicitis",)), "K35.8"
-            ),
-            "copd": Disease(
-                "慢性阻塞性肺疾病",
-                "Chronic obstructive pulmonary disease",
-                Aliases(("慢阻肺",), ("COPD",)),
-                "J44",
-            ),
-            "diabetes": Disease("2型糖尿病", "Type 2 diabetes mellitus", Aliases(("糖尿病",), ("T2DM",)), "E11"),
-            "hypertension": Disease(
-                "高血压病", "Hypertension", Aliases(("原发性高血压",), ("high blood pressure",)), "I10"
-            ),
-            "anaemia": Disease("缺铁性贫血", "Iron deficiency anaemia", Aliases((), ()), "D50"),
-            "asthma": Disease("支气管哮喘", "Asthma", Aliases(("哮喘",), ("bronchial asthma",)), "J45.9"),
-            "status": Disease("哮喘持续状态", "Status asthmaticus", Aliases((), ()), "J45.0"),
-            "reflux": Disease("胃食管反流病", "Gastro-oesophageal reflux disease", Aliases((), ("GERD",)), "K21"),
-        }
-    )
+NAMER_BOOK = Book(
+    {
+        "appendicitis": Disease("急性阑尾炎", "Acute appendicitis", Aliases(("阑尾炎",), ("appendicitis",)), "K35.8"),
+        "copd": Disease(
+            "慢性阻塞性肺疾病",
+            "Chronic obstructive pulmonary disease",
+            Aliases(("慢阻肺",), ("COPD",)),
+            "J44",
+        ),
+        "diabetes": Disease("2型糖尿病", "Type 2 diabetes mellitus", Aliases(("糖尿病",), ("T2DM",)), "E11"),
+        "hypertension": Disease(
+            "高血压病", "Hypertension", Aliases(("原发性高血压",), ("high blood pressure",)), "I10"
+        ),
+        "anaemia": Disease("缺铁性贫血", "Iron deficiency anaemia", Aliases((), ()), "D50"),
+        "asthma": Disease("支气管哮喘", "Asthma", Aliases(("哮喘",), ("bronchial asthma",)), "J45.9"),
+        "status": Disease("哮喘持续状态", "Status asthmaticus", Aliases((), ()), "J45.0"),
+        "reflux": Disease("胃食管反流病", "Gastro-oesophageal reflux disease", Aliases((), ("GERD",)), "K21"),
+    }
 )
+NAMER = Namer(NAMER_BOOK)
 
 
 @pytest.mark.parametrize(
@@ -79,6 +76,15 @@ NAMER = Namer(
         ("1. 高血压3级，极高危；2. 皮炎", ["高血压3级，极高危", "皮炎"]),
         ("1.2型糖尿病2.高血压", ["2型糖尿病", "高血压"]),
         ("2型糖尿病（血糖不佳；肾病）；肺炎", ["2型糖尿病（血糖不佳；肾病）", "肺炎"]),
+        ("⑴高血压⑵糖尿病", ["高血压", "糖尿病"]),
+        ("a. 高血压\nb. 糖尿病", ["高血压", "糖尿病"]),
+        ("Ⅰ. 高血压\nⅡ. 糖尿病", ["高血压", "糖尿病"]),
+        ("第一，高血压；第二，糖尿病", ["高血压", "糖尿病"]),
+        ("#1 Asthma\n#2 Gout", ["Asthma", "Gout"]),
+        ("1: Asthma\n2: Gout", ["Asthma", "Gout"]),
+        ("1 型糖尿病\n2 型糖尿病", ["1 型糖尿病", "2 型糖尿病"]),
+        ("Grade 1 hypertension; type 2 diabetes", ["Grade 1 hypertension", "type 2 diabetes"]),
+        ("E. coli sepsis; A. fumigatus", ["E. coli sepsis", "A. fumigatus"]),
         ("", []),
     ],
 )
@@ -204,3 +210,67 @@ def test_every_name_of_the_textbook_leads_home() -> None:
 def test_any_text_is_a_name_of_itself(name: str) -> None:
     """Naming never fails, and a name equals itself unless it holds no word."""
     assert bool(NAMER.match([name], [name])) == (NAMER.concept(name) is not None)
+
+
+TABLE = (
+    Entry("肺癌", "C34.9", ("支气管肺癌", "lung cancer")),
+    Entry("支气管哮喘", "J46", ("BA",)),
+    Entry("反流性疾病", "K99", ("GERD",)),
+    Entry("新名阑尾炎", "", ("盲肠周围炎", "appendicitis")),
+    Entry("另一种癌", "C80", ("支气管肺癌",)),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "concept", "code"),
+    [
+        ("疑似肺癌？", "肺癌", "C34"),
+        ("Lung  Cancer", "肺癌", "C34"),
+        ("左侧支气管肺癌", "肺癌", "C34"),
+        ("BA", "asthma", "J46"),
+        ("哮喘", "asthma", "J46"),
+        ("gerd", "反流性疾病", "K99"),
+        ("胃食管反流病", "reflux", "K21"),
+        ("盲肠周围炎", "appendicitis", "K35"),
+        ("新名阑尾炎", "appendicitis", "K35"),
+        ("另一种癌", "另一种癌", "C80"),
+        ("皮炎", "皮炎", None),
+    ],
+)
+def test_a_table_adds_to_the_textbook_and_wins(name: str, concept: str, code: str | None) -> None:
+    """By name, or by an alias where no other code is given; else it is a new disease."""
+    namer = Namer(NAMER_BOOK, TABLE)
+    assert (namer.concept(name), namer.code(name)) == (concept, code)
+    assert namer.knows(name) == (code is not None)
+
+
+def test_contradictions_are_told() -> None:
+    """One line each; what agrees is not mentioned."""
+    assert Namer(NAMER_BOOK, TABLE[:1]).conflicts == []
+    assert Namer(NAMER_BOOK, TABLE).conflicts == [
+        "支气管哮喘: J46 by the table, no more J45.9",
+        "GERD: 反流性疾病 by the table, no more reflux",
+        "支气管肺癌: in the table it names both 肺癌 and 另一种癌; the first counts",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "candidate", "code"),
+    [
+        ("Gastro-oesophagal refluks disease", "Gastro-oesophageal reflux disease", "K21"),
+        ("disease reflux gastro oesophageal acid", "Gastro-oesophageal reflux disease", "K21"),
+        ("急性化脓性阑尾炎", "急性阑尾炎", "K35.8"),
+        ("肺癌晚期", "肺癌", "C34.9"),
+        ("骨折", None, None),
+    ],
+)
+def test_unknown_names_have_a_proposal_that_counts_for_nothing(
+    name: str, candidate: str | None, code: str | None
+) -> None:
+    """The likest known name, or none; it is never a match."""
+    namer = Namer(NAMER_BOOK, TABLE)
+    proposal = namer.proposal(name)
+    assert (proposal and proposal.name, proposal and proposal.code) == (candidate, code)
+    assert proposal is None or 0.55 <= proposal.similarity < 1
+    assert not namer.knows(name)
+    assert candidate is None or namer.match([name], [candidate], level="category") == []

@@ -1,234 +1,15 @@
-"""Replies as models and people write them are read; grades order answers as a clinician would."""
+"""What is written is read back; grades order answers as a clinician would."""
 
-import json
 import math
-import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from preceptor.clinical.names import Entry, Namer
 from preceptor.clinical.textbook.book import load
-from preceptor.core.records import Case, Diagnosis, FailureKind, Polarity, Reply, Token
+from preceptor.core.records import Case, Diagnosis, Polarity, Reply, Token
 from preceptor.tasks.diagnosis import Outcome, canonical, chain_probability, grade, ground, parse
-
-CLEAN, REPAIRED = Outcome.CLEAN, Outcome.REPAIRED
-NESTED = json.dumps({"诊断": "1. 高尿酸血症；2. 皮炎", "诊断依据": "1. 尿酸升高；\n2. 皮疹3天"}, ensure_ascii=False)
-SHAPES: list[tuple[str, Outcome, list[str], list[str]]] = [
-    # strict JSON, wherever it stands
-    ('{"diseases": ["肺炎"], "reason": ["发热3天"]}', CLEAN, ["肺炎"], ["发热3天"]),
-    ('{"diseases": ["Asthma"], "reason": ["wheeze", "cough"]}', CLEAN, ["Asthma"], ["wheeze", "cough"]),
-    ('{"diseases": []}', CLEAN, [], []),
-    ('{"diseases": [], "reason": []}', CLEAN, [], []),
-    ('{"diseases": null, "reason": ["记录太少"]}', CLEAN, [], ["记录太少"]),
-    ('{"diseases": "", "reason": ""}', CLEAN, [], []),
-    ('{"diseases": ["无法诊断"]}', CLEAN, [], []),
-    ('{"diseases": "None"}', CLEAN, [], []),
-    ('```json\n{"diseases": ["肺炎"], "reason": ["发热"]}\n```', CLEAN, ["肺炎"], ["发热"]),
-    ('```\n{"diseases": ["肺炎"]}\n```', CLEAN, ["肺炎"], []),
-    ('```json\n{"diseases": ["肺炎"]}', CLEAN, ["肺炎"], []),
-    ('好的，以下是诊断：\n{"diseases": ["肺炎"]}\n希望对您有帮助。', CLEAN, ["肺炎"], []),
-    ('Sure! Here {is} it: {"diseases": ["Asthma"]} Take care.', CLEAN, ["Asthma"], []),
-    ('根据记录[1]：```json\n{"diseases":["肺炎"]}\n```以上。', CLEAN, ["肺炎"], []),
-    ('["肺炎", "哮喘"]', CLEAN, ["肺炎", "哮喘"], []),
-    ('```json\n["肺炎"]\n```', CLEAN, ["肺炎"], []),
-    (
-        '[{"disease": "肺炎", "reason": "发热"}, {"disease": "哮喘", "reason": ["气喘"]}]',
-        CLEAN,
-        ["肺炎", "哮喘"],
-        ["发热", "气喘"],
-    ),
-    ('结果如下 [{"disease": "肺炎"}, {"disease": "哮喘"}]', CLEAN, ["肺炎", "哮喘"], []),
-    (
-        '{"diseases": [{"name": "肺炎", "reason": ["发热"]}, {"name": "哮喘"}]}',
-        CLEAN,
-        ["肺炎", "哮喘"],
-        ["发热"],
-    ),
-    (
-        '{"diseases": {"肺炎": ["发热", "咳嗽"], "哮喘": "气喘"}}',
-        CLEAN,
-        ["肺炎", "哮喘"],
-        ["发热", "咳嗽", "气喘"],
-    ),
-    ('{"diseases": {"肺炎": 0.8}}', CLEAN, ["肺炎"], []),
-    ('{"diseases": ["肺炎"], "reason": {"肺炎": ["发热"]}}', CLEAN, ["肺炎"], ["发热"]),
-    ('{"diseases": ["肺炎"], "reason": [{"text": "发热"}]}', CLEAN, ["肺炎"], ["发热"]),
-    # other keys
-    ('{"disease": "肺炎", "reasons": "发热"}', CLEAN, ["肺炎"], ["发热"]),
-    ('{"Diagnosis": ["Asthma"], "Evidence": ["wheeze"]}', CLEAN, ["Asthma"], ["wheeze"]),
-    ('{"final_diagnosis": "Asthma", "rationale": "wheeze"}', CLEAN, ["Asthma"], ["wheeze"]),
-    ('{"诊断": "肺炎", "诊断依据": "发热"}', CLEAN, ["肺炎"], ["发热"]),
-    ('{"疾病": ["肺炎"], "依据": ["发热"]}', CLEAN, ["肺炎"], ["发热"]),
-    ('{"初步诊断": "肺炎；哮喘", "理由": "1、发热 2、气喘"}', CLEAN, ["肺炎", "哮喘"], ["发热", "气喘"]),
-    # wrapped and nested
-    (json.dumps({"id": 3, "bingli_json": NESTED}), CLEAN, ["高尿酸血症", "皮炎"], ["尿酸升高", "皮疹3天"]),
-    (json.dumps(NESTED), CLEAN, ["高尿酸血症", "皮炎"], ["尿酸升高", "皮疹3天"]),
-    ('{"answer": {"diseases": ["肺炎"]}}', CLEAN, ["肺炎"], []),
-    ('{"result": [{"诊断": "肺炎"}]}', CLEAN, ["肺炎"], []),
-    ('{"diseases": "[\\"肺炎\\", \\"哮喘\\"]"}', CLEAN, ["肺炎", "哮喘"], []),
-    (
-        '{"bingli_json": "{\\"诊断\\": \\"肺炎\\", \\"诊断依据\\": \\"1. 发热；\n2. 咳嗽\\"}"}',
-        REPAIRED,
-        ["肺炎"],
-        ["发热", "咳嗽"],
-    ),
-    # the competition's strings
-    (
-        '{"diseases": "1. 高尿酸血症；2. 皮炎", "reason": "1. 尿酸升高；\\n2. 皮疹"}',
-        CLEAN,
-        ["高尿酸血症", "皮炎"],
-        ["尿酸升高", "皮疹"],
-    ),
-    ('{"diseases": ["1. 高尿酸血症；2. 皮炎"]}', CLEAN, ["高尿酸血症", "皮炎"], []),
-    (
-        '{"diseases": ["1. 高尿酸血症", "2. 皮炎"], "reason": ["1. 尿酸升高", "2. 皮疹"]}',
-        CLEAN,
-        ["高尿酸血症", "皮炎"],
-        ["尿酸升高", "皮疹"],
-    ),
-    ('{"diseases": "高血压，糖尿病"}', CLEAN, ["高血压", "糖尿病"], []),
-    ('{"diseases": "高血压、糖尿病"}', CLEAN, ["高血压", "糖尿病"], []),
-    ('{"diseases": "Asthma, pneumonia"}', CLEAN, ["Asthma", "pneumonia"], []),
-    ('{"diseases": ["Diabetes mellitus, type 2"]}', CLEAN, ["Diabetes mellitus, type 2"], []),
-    ('{"diseases": "1.2型糖尿病；2.高血压"}', CLEAN, ["2型糖尿病", "高血压"], []),
-    (
-        '{"diseases": ["肺炎"], "reason": ["体温38.5℃，WBC 12.3；CRP 45"]}',
-        CLEAN,
-        ["肺炎"],
-        ["体温38.5℃，WBC 12.3；CRP 45"],
-    ),
-    # thinking, several objects
-    ('<think>也许是{"diseases": ["哮喘"]}</think>{"diseases": ["肺炎"]}', CLEAN, ["肺炎"], []),
-    ('maybe asthma</think>\n{"diseases": ["肺炎"]}', CLEAN, ["肺炎"], []),
-    ('<thinking>hm</thinking>\n```json\n{"diseases": ["肺炎"]}\n```', CLEAN, ["肺炎"], []),
-    ('{"diseases": ["哮喘"]} 更正：{"diseases": ["肺炎"]}', CLEAN, ["肺炎"], []),
-    ('{"diseases": ["肺炎"]}\n{"reason": ["发热"]}', CLEAN, ["肺炎"], ["发热"]),
-    ('{"reason": ["发热"]}\n{"diseases": ["肺炎"]}', CLEAN, ["肺炎"], ["发热"]),
-    # broken JSON
-    ("{'diseases': ['肺炎'], 'reason': ['发热']}", REPAIRED, ["肺炎"], ["发热"]),
-    ("{'diseases': ['Crohn's disease']}", REPAIRED, ["Crohn’s disease"], []),
-    ('{"diseases": ["肺炎",], "reason": ["发热",],}', REPAIRED, ["肺炎"], ["发热"]),
-    ('{"diseases": ["肺炎"] "reason": ["发热"]}', REPAIRED, ["肺炎"], ["发热"]),
-    ('{diseases: ["肺炎"], reason: ["发热"]}', REPAIRED, ["肺炎"], ["发热"]),
-    ('{"diseases": ["肺炎"], "reason": ["发热"]', REPAIRED, ["肺炎"], ["发热"]),
-    ('{"diseases": ["肺炎"], "reason": ["患者"发热"3天"]}', REPAIRED, ["肺炎"], ['患者"发热"3天']),
-    ('{"diseases": ["肺炎"], "reason": "发热\n咳嗽"}', REPAIRED, ["肺炎"], ["发热", "咳嗽"]),
-    ('{"diseases": ["肺炎"], // 主要\n "reason": ["发热"]}', REPAIRED, ["肺炎"], ["发热"]),
-    ("{“diseases”：[“肺炎”，“哮喘”]，“reason”：[“发热”]}", REPAIRED, ["肺炎", "哮喘"], ["发热"]),
-    ("｛“diseases”：［“肺炎”］，“reason”：［“发热”］｝", REPAIRED, ["肺炎"], ["发热"]),
-    ("```json\n{'diseases': ['肺炎']}\n```\n以上仅供参考", REPAIRED, ["肺炎"], []),
-    # tags
-    ("<disease>肺炎</disease><reason>1. 发热；2. 咳嗽</reason>", REPAIRED, ["肺炎"], ["发热", "咳嗽"]),
-    (
-        "<disease>肺炎</disease>\n<disease>哮喘</disease>\n<reason>发热</reason>",
-        REPAIRED,
-        ["肺炎", "哮喘"],
-        ["发热"],
-    ),
-    ("<disease>1. 肺炎；2. 哮喘</disease><reason>发热", REPAIRED, ["肺炎", "哮喘"], ["发热"]),
-    ("<disease></disease>", REPAIRED, [], []),
-    # labelled text
-    ("诊断：肺炎\n诊断依据：1. 发热；2. 咳嗽", REPAIRED, ["肺炎"], ["发热", "咳嗽"]),
-    ("**初步诊断**：1. 肺炎；2. 哮喘\n\n**依据**：发热；气喘", REPAIRED, ["肺炎", "哮喘"], ["发热", "气喘"]),
-    ("根据病史，诊断为肺炎。依据：发热", REPAIRED, ["肺炎"], ["发热"]),
-    ("### 诊断结果:\n1. 肺炎\n2. 哮喘\n\n以上供参考。", REPAIRED, ["肺炎", "哮喘"], []),
-    (
-        "Diagnosis: Asthma\nEvidence: wheeze; cough at night",
-        REPAIRED,
-        ["Asthma"],
-        ["wheeze", "cough at night"],
-    ),
-    ("The diagnosis is pneumonia.", REPAIRED, ["pneumonia"], []),
-    # bare names in every numbering
-    ("肺炎", REPAIRED, ["肺炎"], []),
-    ("Acute appendicitis.", REPAIRED, ["Acute appendicitis"], []),
-    ("1. 高尿酸血症；2. 皮炎", REPAIRED, ["高尿酸血症", "皮炎"], []),
-    ("1.高血压2.糖尿病", REPAIRED, ["高血压", "糖尿病"], []),
-    ("1、高血压 2、糖尿病", REPAIRED, ["高血压", "糖尿病"], []),
-    ("1) Asthma 2) Pneumonia", REPAIRED, ["Asthma", "Pneumonia"], []),
-    ("（1）高血压（2）糖尿病", REPAIRED, ["高血压", "糖尿病"], []),
-    ("①高血压②糖尿病", REPAIRED, ["高血压", "糖尿病"], []),
-    ("１．高血压；２．糖尿病", REPAIRED, ["高血压", "糖尿病"], []),
-    ("一、高血压；二、糖尿病", REPAIRED, ["高血压", "糖尿病"], []),
-    ("- 高血压\n- 糖尿病", REPAIRED, ["高血压", "糖尿病"], []),
-    ("高血压；糖尿病；", REPAIRED, ["高血压", "糖尿病"], []),
-    ("高血压，糖尿病", REPAIRED, ["高血压", "糖尿病"], []),
-    ('"肺炎"', REPAIRED, ["肺炎"], []),
-    ("无法诊断", REPAIRED, [], []),
-]
-
-
-@pytest.mark.parametrize(("text", "outcome", "diseases", "reason"), SHAPES)
-def test_parse_reads(text: str, outcome: Outcome, diseases: list[str], reason: list[str]) -> None:
-    """Each shape gives these names and reasons."""
-    parsed = parse(text)
-    assert (parsed.outcome, parsed.output) == (
-        outcome,
-        Diagnosis(diseases=tuple(diseases), reason=tuple(reason)),
-    )
-
-
-@pytest.mark.parametrize(
-    ("text", "finish", "outcome"),
-    [
-        ("", "stop", Outcome.EMPTY),
-        (" \n", "stop", Outcome.EMPTY),
-        ("<think>x</think>", "stop", Outcome.EMPTY),
-        ("", "length", Outcome.TRUNCATED),
-        ("<think>让我想想", "stop", Outcome.TRUNCATED),
-        ("<think>让我想想", "length", Outcome.TRUNCATED),
-        ('{"diseases": ["肺炎", "糖', "stop", Outcome.TRUNCATED),
-        ('{"diseases": ["肺炎", "', "stop", Outcome.TRUNCATED),
-        ('{"diseases": ["肺炎",', "stop", Outcome.TRUNCATED),
-        ('{"diseases": ["肺炎"], "reason":', "stop", Outcome.TRUNCATED),
-        ('{"diseases": ["肺炎"], "reason": ["发热"]', "length", Outcome.TRUNCATED),
-        ("肺炎，哮", "length", Outcome.TRUNCATED),
-        ("I'm sorry, I can't help with that.", "stop", Outcome.REFUSED),
-        ("抱歉，我无法提供诊断。", "stop", Outcome.REFUSED),
-        ('{"diseases": ["肺炎"]}', "refusal", Outcome.REFUSED),
-        ("I think it is pneumonia", "stop", Outcome.UNPARSED),
-        ("患者需要进一步检查", "stop", Outcome.UNPARSED),
-        ('{"name": "张三"}', "stop", Outcome.UNPARSED),
-        ('{"diseases": ["…"], "reason": ["…"]}', "stop", Outcome.UNPARSED),
-        ('{"diseases": 3}', "stop", Outcome.UNPARSED),
-        ('{"reason": ["发热"]}', "stop", Outcome.UNPARSED),
-        ("42", "stop", Outcome.UNPARSED),
-    ],
-)
-def test_parse_says_why_not(text: str, finish: str, outcome: Outcome) -> None:
-    """A reply that gives no answer has an outcome that is also the name of a failure."""
-    parsed = parse(text, finish)
-    assert parsed.outcome is outcome
-    assert parsed.output is None
-    assert FailureKind(outcome)
-    assert parsed.detail
-
-
-def test_a_whole_answer_survives_a_cut_after_it() -> None:
-    """Prose that was cut off behind complete JSON costs nothing."""
-    assert parse('{"diseases": ["肺炎"]} 以上是', "length").outcome is CLEAN
-
-
-@pytest.mark.parametrize(
-    "unit", ["{", "[", '{"a":', '{"diseases":["', "<think>", "<disease>", "```", '\\"', "(", "?", "\n"]
-)
-def test_parse_survives_floods(unit: str) -> None:
-    """A hundred thousand characters of anything cost a fraction of a second; were it quadratic, a minute."""
-    for before in ("", "{'diseases': ['肺炎', "):
-        began = time.process_time()
-        parse(before + unit * (100_000 // len(unit)))
-        assert time.process_time() - began < 5
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.text(alphabet="{}[]\"'\\:, \n<>/diseasesrn诊断肺炎1.；、think\ud800", max_size=80))
-def test_parse_never_fails(text: str) -> None:
-    """Any text has an outcome, and what comes out can be written."""
-    parsed = parse(text)
-    assert (parsed.output is None) == (parsed.outcome not in (CLEAN, REPAIRED))
-    parsed.model_dump_json()
-
 
 names = st.lists(st.sampled_from(sorted(d.zh for d in load().diseases.values())), max_size=4, unique=True)
 reasons = st.lists(
@@ -242,7 +23,7 @@ def test_canonical_reads_back(diseases: list[str], reason: list[str]) -> None:
     """What we write, we read: cleanly and unchanged."""
     diagnosis = Diagnosis(diseases=tuple(diseases), reason=tuple(reason))
     parsed = parse(canonical(diagnosis))
-    assert (parsed.outcome, parsed.output) == (CLEAN, diagnosis)
+    assert (parsed.outcome, parsed.output) == (Outcome.CLEAN, diagnosis)
 
 
 TEXT = "主诉: 转移性右下腹痛1天。现病史: 右下腹压痛，体温38.6℃，无腹泻，否认血尿。既往史: 体健，否认高血压、糖尿病史。"
@@ -271,7 +52,8 @@ def value(diseases: list[str], reason: list[str], of: Case | None = None) -> flo
 
 def test_gold_scores_one() -> None:
     """Gold is right in all its parts, also in other words, with no reasons, or as an abstention."""
-    assert set(grade(GOLD, case()).parts.values()) == {1.0}
+    parts = grade(GOLD, case()).parts
+    assert (parts.pop("unmapped"), parts.pop("hallucinated"), set(parts.values())) == (0.0, 0.0, {1.0})
     assert value(["阑尾炎", "Iron-deficiency anemia"], ["转移性右下腹痛1天"]) == 1
     bare = Diagnosis(diseases=("急性阑尾炎",))
     assert grade(bare, case(bare)).value == 1
@@ -292,6 +74,8 @@ def test_parts_of_a_half_right_answer() -> None:
         "category_f1": 0.5,
         "exact_set": 0.0,
         "evidence_grounded": 0.5,
+        "hallucinated": 0.5,
+        "unmapped": 0.0,
     }
     assert score.value == pytest.approx((0 + 0.5 + 0.5 * 0.5) / 3)
 
@@ -314,6 +98,27 @@ def test_parts_of_a_half_right_answer() -> None:
 def test_evidence_must_be_said_and_said_so(reason: str, held: int) -> None:
     """A denied finding is no evidence of it; the denial itself may be quoted."""
     assert grade(Diagnosis(diseases=("急性阑尾炎",), reason=(reason,)), case()).parts["evidence_grounded"] == held
+
+
+@pytest.mark.parametrize(
+    ("diseases", "unmapped", "with_table"),
+    [
+        (["急性阑尾炎"], 0, 0),
+        (["阑尾穿孔", "哮喘"], 0.5, 0),
+        (["阑尾穿孔", "骨折", "肺炎"], 2 / 3, 1 / 3),
+        ([], None, None),
+    ],
+)
+def test_names_that_lead_nowhere_are_counted_by_the_namer_in_use(
+    diseases: list[str], unmapped: float | None, with_table: float | None
+) -> None:
+    """A share of the names in the answer; a user's table may know more of them, and then they count."""
+    output = Diagnosis(diseases=tuple(diseases))
+    namer = Namer(load(), [Entry("急性阑尾炎", "", ("阑尾穿孔",))])
+    parts, known = grade(output, case()).parts, grade(output, case(), namer).parts
+    assert (parts["unmapped"], known["unmapped"]) == (unmapped, with_table)
+    assert (known["top1"] == 1) == ("阑尾穿孔" in diseases or diseases == ["急性阑尾炎"])
+    assert grade(None, case()).parts["unmapped"] is None
 
 
 def test_abstention() -> None:
