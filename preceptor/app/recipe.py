@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -17,11 +17,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from preceptor.app.stages import STAGES
 from preceptor.core.errors import UserError
-from preceptor.core.records import Language
+from preceptor.core.records import Language, Task
 from preceptor.stages.base import Need, Stage, StageConfig, TeacherConfig, nearest
 
 _SECTION = re.compile(r"\w[\w-]*")
 """It is a folder's name, and the first part of a dotted key."""
+
+_CONSULT = ("prepare", "judge", "evaluate")
+"""The stages that serve advice too."""
 
 
 class Head(BaseModel):
@@ -31,7 +34,7 @@ class Head(BaseModel):
 
     name: str = Field(pattern=r"^[\w][\w.-]*$")
     """The folder under `runs/`; by default the file's name."""
-    task: Literal["diagnosis", "consult"] = "diagnosis"
+    task: Task = "diagnosis"
     language: Language = "en"
     seed: int = 0
     student: str | None = None
@@ -94,8 +97,8 @@ def load(path: str, overrides: Sequence[str] = ()) -> Recipe:
             _check_names(path, sections)
     if not sections:
         raise UserError(f"{path}: no sections; add some of {', '.join(STAGES)}")
-    if checked.task == "consult" and (other := [s.name for s in sections if s.stage.name != "prepare"]):
-        raise UserError(f"{path}: {other[0]}: consult can be prepared, and no more yet; leave the section out")
+    if checked.task == "consult" and (other := [s.name for s in sections if s.stage.name not in _CONSULT]):
+        raise UserError(f"{path}: {other[0]}: of consult there are {', '.join(_CONSULT)} yet; leave the section out")
     return Recipe(path, checked.name, tuple(sections))
 
 

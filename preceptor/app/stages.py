@@ -8,5 +8,6 @@ STAGES = {
     "curate": "Labels are graded; what fails or stands on nothing goes out.",
     "sft": "A student learns the labels.",
     "predict": "Models answer the held-out cases.",
+    "judge": "A model judges answers by a rubric, or two models' answers in pairs.",
     "evaluate": "Answers are measured: a table and a page.",
 }

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Language = Literal["zh", "en"]
+Task = Literal["diagnosis", "consult"]
 GoldSource = Literal["human", "code", "textbook", "file"]
 """`file`: it came with the data, and who wrote it is not known."""
 
