@@ -44,7 +44,7 @@ def measure() -> dict[str, dict[str, Any]]:
     summary = summarise(evaluation, words)
     told = (prediction for prediction in predictions if prediction.model == summary.student)
     shown = page.collect(evaluator.cases, page.chosen(evaluation.ranking[summary.student]), told)
-    page.render(evaluation, summary, words, title="benchmark", examples=shown, notices=[], borrowed=False)
+    page.render(evaluation, summary, words, "benchmark", shown)
     seconds = time.perf_counter() - started
     return {"evaluate": {"value": round(seconds, 2), "unit": "s", "budget": BUDGET, "ok": seconds <= BUDGET}}
 

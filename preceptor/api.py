@@ -6,16 +6,20 @@ api.grade(prediction, case)
 api.evaluate(cases, predictions).metrics["student"]["top1"]
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from preceptor.core.errors import UserError
-from preceptor.core.records import Case, Diagnosis, Prediction, Row, Score
+from preceptor.core.records import Case, Diagnosis, Issue, Prediction, Row, Score
+from preceptor.data import answers
 from preceptor.data.files import Imported, importer_of, read, sniff
 from preceptor.report.metrics import Evaluation, Evaluator
 from preceptor.stages.base import read_records
 from preceptor.tasks import diagnosis
 from preceptor.tasks.diagnosis import parse
+
+_T = TypeVar("_T")
 
 __all__ = [
     "Case",
@@ -46,9 +50,30 @@ def load_cases(path: str | Path) -> list[Case]:
     return cases
 
 
-def load_predictions(path: str | Path) -> list[Prediction]:
-    """The predictions of a file, as label and predict leave them."""
-    return list(read_records(Path(path), Prediction))
+def load_predictions(
+    path: str | Path, cases: Iterable[Case] | None = None, model: str | None = None
+) -> list[Prediction]:
+    """The predictions of a file, as label and predict leave them, or of another tool under the name `model`.
+
+    Another tool's rows are joined to the `cases` by id, by the record in the prompt, or by their order; without
+    cases, their ids are taken as they are.
+
+    Raises:
+        UserError: a row is no prediction, or about no case.
+    """
+    if model is None:
+        return list(read_records(Path(path), Prediction))
+    if cases is None:
+        return [*_good(answers.predictions(Path(path), model))]
+    return [joined.prediction for joined in _good(answers.read(Path(path), model, answers.Index(cases)))]
+
+
+def _good(found: Iterable[_T | Issue]) -> Iterator[_T]:
+    for one in found:
+        if not isinstance(one, Issue):
+            yield one
+        elif one.action == "dropped":
+            raise UserError(f"{one.file}:{one.line}: {one.problem}")
 
 
 def grade(answer: Prediction | Diagnosis | str, case: Case) -> Score:

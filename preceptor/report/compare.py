@@ -12,7 +12,7 @@ from rich.text import Text
 
 from preceptor.core.errors import UserError
 from preceptor.core.statistics import Estimate, estimate
-from preceptor.report.metrics import AGREEMENT, GRADES
+from preceptor.report.grades import AGREEMENT, GRADES
 from preceptor.report.summary import UNKNOWN, percent
 
 METRICS = ("parsed", *GRADES, *AGREEMENT)

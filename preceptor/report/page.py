@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import sqrt
 
-from preceptor.core.records import Case, Diagnosis, Evidence, FailureKind, Polarity, Prediction
-from preceptor.core.statistics import Bin
+from preceptor.clinical.safety import Hit, dismissals, risky_prescription, urgent
+from preceptor.core.records import Case, Consultation, Diagnosis, Evidence, FailureKind, Polarity, Prediction
+from preceptor.core.statistics import Bin, Estimate
+from preceptor.report.grades import GROUPED
 from preceptor.report.metrics import Evaluation
-from preceptor.report.summary import Summary, Words
+from preceptor.report.summary import Cell, Summary, Words, share
 from preceptor.report.templates import template
+from preceptor.tasks import consult
 from preceptor.tasks.diagnosis import grade, ground
 
 WORST, REST = 6, 4
@@ -18,6 +21,17 @@ EXCERPT = 240
 """Characters shown of a reply that failed."""
 SCORES = ("auroc", "brier", "nll", "aurc", "augrc", "risk_at_80", "ece_mass", "trust")
 """Of confidence, in the order in which they are shown."""
+MEASURES = (
+    *("precision", "recall", "micro_f1", "macro_f1", "category_f1", "micro_category_f1", "macro_category_f1"),
+    *("exact_set", "ddr", "ddp", "ddf1", "gtpa_1", "gtpa_3", "gtpa_5", "rouge_l", "hallucinated", "unmapped"),
+    *("abstained", "repaired", "failed"),
+    *("mean_diseases", "mean_reasons", "mean_characters"),
+    *("spearman_diseases", "spearman_reasons", "spearman_characters"),
+)
+"""Beside the columns of the table, in the order in which they are shown."""
+ADVISED = 30
+CONFUSED, POINTS = 12, 150
+"""Confusions, and points of the training curve, that are shown at most."""
 LIKELY_SHOWN, LEAST_SHOWN = 3, 0.005
 
 
@@ -65,17 +79,46 @@ class Dot:
     bin: Bin
 
 
+@dataclass(frozen=True)
+class Advice:
+    """An answer that the rules find dangerous."""
+
+    case: Case
+    missed: bool
+    """It misses a severe case."""
+    segments: tuple[Segment, ...]
+    """Of the advice; `kind` is that of the rule which a stretch meets."""
+    kinds: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What the page tells beside the figures."""
+
+    notices: Sequence[str] = ()
+    """They stand at its top."""
+    borrowed: bool = False
+    """The teacher's answers serve as gold."""
+    curve: Sequence[tuple[int, float]] = ()
+    """Steps of the student's training with their losses."""
+    dangers: Sequence[Advice] = ()
+    """Answers that the rules find dangerous, and of those are shown `ADVISED` at most."""
+    normaliser: Estimate | None = None
+    """How many of a list of known variants of disease names are led home."""
+
+
 def render(
     evaluation: Evaluation,
     summary: Summary,
     words: Words,
     title: str,
     examples: Sequence[Example],
-    *,
-    notices: Sequence[str],
-    borrowed: bool,
+    beside: Beside = Beside(),
 ) -> str:
-    """The page. `notices` stand at its top. `borrowed`: the teacher's answers serve as gold."""
+    """The page."""
+    known = {name for row in evaluation.metrics.values() for name in row}
+    row = evaluation.metrics.get(summary.student, {})
+    grouped = next((name for name in GROUPED if name in row), "")
     kinds = [kind for kind in FailureKind if any(kind in found for found in evaluation.failures.values())]
     return template("page.html").render(
         words=words,
@@ -83,14 +126,58 @@ def render(
         summary=summary,
         evaluation=evaluation,
         examples=examples,
-        notices=notices,
-        borrowed=borrowed,
+        notices=beside.notices,
+        borrowed=beside.borrowed,
         scores=SCORES,
         diagrams={model: _dots(bins) for model, bins in evaluation.reliability.items()},
         kinds=kinds,
         excerpt=EXCERPT,
+        measures=tuple(name for name in MEASURES if name in known),
+        grouped=grouped,
+        axes=_axes(evaluation, row, grouped, words),
+        overall=row[grouped].value if grouped else None,
+        confusions=evaluation.confusions.get(summary.student, [])[:CONFUSED],
+        curve_of=_curve(beside.curve),
+        normaliser=beside.normaliser,
+        consult="think_tag" in known,
+        dangers=beside.dangers,
+        advised=ADVISED,
         about=next((line.label for line in summary.lines if line.name == summary.student), ""),
     )
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The loss over training, as points between 0 and 1 in both directions."""
+
+    points: tuple[tuple[float, float], ...]
+    steps: int
+    most: float
+    first: float
+    last: float
+
+
+def _axes(
+    evaluation: Evaluation, row: Mapping[str, Estimate], metric: str, words: Words
+) -> dict[str, list[tuple[str, Cell]]]:
+    """By axis the groups of cases and how the student does on each."""
+    found: dict[str, list[tuple[str, Cell]]] = {}
+    for axis, group in evaluation.groups:
+        if figure := row.get(f"{metric}[{axis}={group}]"):
+            found.setdefault(axis, []).append((words.group(axis, group), share(figure)))
+    return {axis: bars for axis, bars in found.items() if len(bars) > 1}
+
+
+def _curve(losses: Sequence[tuple[int, float]]) -> Curve | None:
+    """The means of as many neighbours as make no more than `POINTS` points."""
+    if len(losses) < 2:  # noqa: PLR2004  a line has two ends
+        return None
+    size = -(-len(losses) // POINTS)
+    parts = [losses[at : at + size] for at in range(0, len(losses), size)]
+    means = [sum(loss for _, loss in part) / len(part) for part in parts]
+    steps, most = losses[-1][0], max(means)
+    points = tuple((part[-1][0] / steps, mean / most) for part, mean in zip(parts, means, strict=True))
+    return Curve(points, steps, most, losses[0][1], losses[-1][1])
 
 
 def chosen(ranking: Sequence[str]) -> list[str]:
@@ -141,6 +228,31 @@ def segments(text: str, quoted: Iterable[Evidence], known: Iterable[Evidence] = 
         kind = next((kind for first, last, kind in marks if first <= start and end <= last), "")
         cut.append(Segment(text[start:end], kind))
     return tuple(cut)
+
+
+def dangers(cases: Mapping[str, Case], predictions: Iterable[Prediction]) -> list[Advice]:
+    """The dangerous answers of one model, severe misses first."""
+    found = []
+    for prediction in predictions:
+        case, output = cases.get(prediction.case_id), prediction.output
+        if case is None or not isinstance(output, Consultation):
+            continue
+        parts = consult.grade(output, case).parts
+        if parts["severe_miss"] or parts["risky_prescription"]:
+            hits = [*risky_prescription(output.answer, case.text), *dismissals(output.answer), *urgent(output.answer)]
+            kinds = tuple(dict.fromkeys(hit.kind.value for hit in hits))
+            found.append(Advice(case, bool(parts["severe_miss"]), _marked(output.answer, hits), kinds))
+    return sorted(found, key=lambda advice: not advice.missed)
+
+
+def _marked(text: str, hits: Sequence[Hit]) -> tuple[Segment, ...]:
+    """`text` cut at the edges of what meets a rule; the first rule names a stretch that meets several."""
+    edges = sorted({0, len(text), *(edge for hit in hits for edge in (hit.start, hit.end))})
+    kinds = (
+        next((hit.kind.value for hit in hits if hit.start <= start and end <= hit.end), "")
+        for start, end in pairwise(edges)
+    )
+    return tuple(Segment(text[start:end], kind) for (start, end), kind in zip(pairwise(edges), kinds, strict=True))
 
 
 def _among(name: str, others: Diagnosis | None, case: Case) -> bool | None:

@@ -10,7 +10,8 @@ import yaml
 from preceptor.core.records import Language
 from preceptor.core.statistics import Estimate
 from preceptor.report.baseline import EXACT, YARDSTICKS
-from preceptor.report.metrics import AGREEMENT, TEACHER, Evaluation
+from preceptor.report.grades import AGREEMENT, CONSULT
+from preceptor.report.metrics import TEACHER, Evaluation
 
 BASE = "base"
 UNKNOWN = "—"
@@ -35,6 +36,10 @@ class Words:
     def model(self, name: str) -> str:
         """What a model is called; a name that is not ours stays."""
         return self(name) if f"{name}:note" in _words() else name
+
+    def group(self, axis: str, name: str) -> str:
+        """What a group of cases is called; a name from the data stays."""
+        return self(f"{axis}:{name}") if f"{axis}:{name}" in _words() else name
 
     def note(self, name: str) -> str:
         """A line about a model or column; empty where there is none."""
@@ -81,7 +86,9 @@ def summarise(evaluation: Evaluation, words: Words, student: str = "") -> Summar
     about = student or find_student(names)
     known = {name for row in metrics.values() for name in row}
     agreement = [name for name in AGREEMENT if name in known]
-    if "top1" in known or not agreement:
+    if "think_tag" in known:
+        columns: tuple[str, ...] = ("parsed", *CONSULT, "rouge_l")
+    elif "top1" in known or not agreement:
         columns = ("parsed", "top1", "disease_f1", *agreement, "evidence_grounded", "ece")
     else:
         columns = ("parsed", *agreement, "evidence_grounded", "ece")
@@ -131,6 +138,11 @@ def _cell(column: str, row: dict[str, Estimate], words: Words) -> Cell:
     if column == "ece":
         floor = words("floor", value=f"{row['ece_floor'].value:.3f}")
         return Cell(f"{figure.value:.3f}", f"{figure.low:.3f}–{figure.high:.3f}", floor)
+    return share(figure)
+
+
+def share(figure: Estimate) -> Cell:
+    """A share of cases."""
     return Cell(percent(figure.value), _range(figure), bar=figure)
 
 
@@ -143,8 +155,23 @@ def _role(name: str, student: str) -> str:
     return "student" if name == student and name not in (BASE, TEACHER, *YARDSTICKS) else name
 
 
+def _advice(row: dict[str, Estimate], model: str, words: Words) -> str:
+    """What matters of advice: whether it sends those who must go, and prescribes to none."""
+    said = {name: row.get(name) for name in ("urgent_recall", "over_triage", "risky_prescription", "severe_miss")}
+    urgent, over, risky, missed = said.values()
+    parts = [
+        urgent and words("sends", model=model, value=percent(urgent.value), n=urgent.n, range=_range(urgent)),
+        over and words("oversends", value=percent(over.value), n=over.n),
+        risky and words("prescribes", model=model, value=percent(risky.value), n=risky.n),
+        missed and words("misses", n=round(missed.value * missed.n)),
+    ]
+    return words("join").join(part for part in parts if part)
+
+
 def _headline(row: dict[str, Estimate], label: str, words: Words) -> str:
     model = f"The {label[0].lower()}{label[1:]}" if words.language == "en" and label else label
+    if "think_tag" in row:
+        return _advice(row, model, words)
     for metric, key in (("top1", "right"), ("agreement_top1", "agrees")):
         if figure := row.get(metric):
             low, high = f"{100 * figure.low:.0f}", percent(figure.high, 0)

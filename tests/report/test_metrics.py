@@ -120,7 +120,7 @@ def test_scores_of_confidence_have_intervals_whatever_is_in_memory_at_once(monke
     assert found["auroc"].low > 0.5
     assert found["ece_mass_floor"].value > 0
     assert evaluation.risk["student"][-1] == pytest.approx((1, 1 - np.mean(right)))
-    monkeypatch.setattr("preceptor.report.metrics.BLOCK", 700)
+    monkeypatch.setattr("preceptor.report.grades.BLOCK", 700)
     other = evaluated(cases, predictions).metrics["student"]
     assert other["auroc"].value == found["auroc"].value
     assert other["auroc"].low == pytest.approx(found["auroc"].low, abs=0.03)

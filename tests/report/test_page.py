@@ -4,12 +4,14 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from preceptor.core.records import Case, Diagnosis, Evidence, FailureKind, Language, Polarity, Prediction
+from preceptor.core.statistics import Estimate
 from preceptor.report import page
 from preceptor.report.baseline import BAG_OF_WORDS, commonest, exact
 from preceptor.report.metrics import Evaluator
@@ -17,13 +19,25 @@ from preceptor.report.summary import Words, find_student, summarise
 from tests.report.made import TEXT, answer, case, evidence, failure
 
 ASTHMA, INFLUENZA = "Bronchial asthma", "Influenza"
+BESIDE = page.Beside(
+    curve=[(step, 4 / step) for step in range(1, 401)],
+    normaliser=Estimate(value=0.97, low=0.95, high=0.98, n=320),
+)
 HOSTILE = "<script>alert('x')</script><img src=https://example.org/x onerror=alert(1)> {{ 7*7 }}"
 
 
 def made(hostile: str = "") -> tuple[list[Case], list[Prediction]]:
     differential = {ASTHMA + hostile: 0.8, INFLUENZA: 0.3}
     cases = [
-        case(i, ASTHMA + hostile, text=TEXT + hostile, differential=differential, source="textbook") for i in range(20)
+        case(
+            i,
+            ASTHMA + hostile,
+            text=TEXT + hostile,
+            differential=differential,
+            source="textbook",
+            meta={"sex": ("male", "female")[i % 2], "specialty": f"of{hostile} {i // 10}"},
+        )
+        for i in range(20)
     ]
     names = [ASTHMA + hostile if i % 4 else INFLUENZA + hostile for i in range(20)]
     predictions = [answer(i, names[i], confidence=0.5 + i / 50) for i in range(19)]
@@ -47,9 +61,7 @@ def rendered(
     summary = summarise(evaluation, words, student)
     told = [p for p in predictions if p.model == summary.student]
     examples = page.collect(evaluator.cases, page.chosen(evaluation.ranking[summary.student]), told)
-    return page.render(
-        evaluation, summary, words, title=title, examples=examples, notices=[words("simulation")], borrowed=False
-    )
+    return page.render(evaluation, summary, words, title, examples, replace(BESIDE, notices=[words("simulation")]))
 
 
 class Reader(HTMLParser):
@@ -90,7 +102,14 @@ def test_every_part_is_there() -> None:
     html = rendered(*made())
     assert "A simulation for engineering, illustrative, not for care." in html
     assert html.count("<article") == page.WORST + page.REST
-    assert html.count("<svg viewBox") == 2 * 4
+    assert html.count("<svg viewBox") == 2 * 4 + 1
+    assert "Loss over 400 steps: from 4.000 to 0.010." in html
+    assert "F1, macro" in html
+    assert "GTPA@1" in html
+    assert html.count("<figcaption>Sex</figcaption>") == 1
+    assert re.search(r'<th scope="row">female</th><td><span class="bar".*?<small>[\d–]+ · 10</small>', html, re.DOTALL)
+    assert f'<tr><th scope="row">{ASTHMA}</th><td>{INFLUENZA}</td><td>5</td></tr>' in html
+    assert "of 320 known variants of names, the matching leads 97% to where they belong" in html
     assert html.count("<h1>The student&#39;s first diagnosis is right in 70% of 20 held-out cases") == 1
     assert "points above a bag of words" in html
     assert "of the exact limit" in html

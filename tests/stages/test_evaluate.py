@@ -58,7 +58,8 @@ def ran(
         progress=_progress,
         say=screen.print,
     )
-    metrics = evaluate.run(evaluate.Config(**config), context)
+    metrics = dict(evaluate.run(evaluate.Config(**config), context))
+    assert all(row["normaliser_accuracy"]["n"] > 300 for row in metrics.values() if "disease_f1" in row)
     assert isinstance(screen.file, StringIO)
     return metrics, screen.file.getvalue()
 
@@ -127,3 +128,151 @@ def test_predictions_about_other_cases_are_refused_with_the_way_out(tmp_path: Pa
 def test_a_model_that_nobody_asked_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"evaluate\.about: no model 'studnt'; did you mean 'student'\?"):
         ran(tmp_path, [case(1, ASTHMA)], [[answer(1, ASTHMA)]], about="studnt")
+
+
+RECORDS = {
+    "1": ("主诉: 转移性右下腹痛1天\n现病史: 右下腹压痛，体温38.6℃，无腹泻。", "急性阑尾炎"),
+    "2": ("主诉: 夜间喘息2周\n现病史: 活动后气喘加重，双肺哮鸣音，无发热。", "支气管哮喘"),
+    "3": ("主诉: 尿频尿急2天\n现病史: 伴尿痛，无腰痛，无发热，尿白细胞升高。", "急性膀胱炎"),
+    "4": ("主诉: 流涕咽痛3天\n现病史: 鼻塞，咽部充血，体温37.2℃，无咳痰。", "普通感冒"),
+}
+SAID = {"1": "阑尾炎", "2": "哮喘", "3": "尿路感染症候", "4": "抱歉，我无法诊断。"}
+
+
+def lines(path: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    Path(path).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+
+
+def prompt(text: str) -> str:
+    return f"<|im_start|>user\n请诊断。\n{text}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def llamafactory(*more: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    rows = [
+        {"prompt": prompt(text), "predict": SAID[i], "label": json.dumps({"diseases": [gold]}, ensure_ascii=False)}
+        for i, (text, gold) in RECORDS.items()
+    ]
+    return [*rows, *more]
+
+
+def values(path: str = "runs/r/evaluate/metrics.json") -> dict[str, dict[str, float]]:
+    metrics = json.loads(Path(path).read_text("utf-8"))
+    return {model: {name: estimate["value"] for name, estimate in row.items()} for model, row in metrics.items()}
+
+
+def test_predictions_from_elsewhere_get_the_same_report(command):
+    golden = [{"id": i, "feature_content": text, "diseases": gold} for i, (text, gold) in RECORDS.items()]
+    lines("cases.jsonl", golden)
+    lines("generated_predictions.jsonl", llamafactory({"prompt": "x" * 50, "predict": "肺炎", "label": ""}))
+    Path("sub.csv").write_text("id,diseases\n1,急性阑尾炎\n2,哮喘\n3,膀胱炎\n9,肺炎\n", "utf-8")
+    Path("r.yaml").write_text(
+        "language: zh\nevaluate: {from: cases.jsonl, predictions: {lf: generated_predictions.jsonl, sub: sub.csv}}\n"
+    )
+    code, out, err = command("run", "r.yaml")
+    assert code == 0, err
+    found = values()
+    assert set(found) == {"lf", "sub"}
+    assert 0.9 < found["lf"]["normaliser_accuracy"] < 1
+    assert {name: found["lf"][name] for name in ("top1", "parsed", "failed_refused", "unmapped")} == {
+        "top1": 0.5,
+        "parsed": 0.75,
+        "failed_refused": 0.25,
+        "unmapped": pytest.approx(1 / 3),
+    }
+    assert (found["sub"]["top1"], found["sub"]["unmapped"]) == (1, 0)
+    told = out.replace("\n", "")
+    assert "generated_predictions.jsonl：有 1 行未计入，首个在第 5 行：prompt: it holds no case's record" in told
+    assert "sub.csv：有 1 行未计入，首个在第 5 行：id: no case '9'" in told
+    issues = [json.loads(line) for line in Path("runs/r/evaluate/issues.jsonl").read_text("utf-8").splitlines()]
+    assert [(issue["file"], issue["line"]) for issue in issues] == [("generated_predictions.jsonl", 5), ("sub.csv", 5)]
+    ours = list(read_records(Path("runs/r/evaluate/predictions.jsonl"), Prediction))
+    assert [(p.model, p.case_id) for p in ours] == [*(("lf", i) for i in "1234"), *(("sub", i) for i in "123")]
+    assert [p.text for p in ours if p.model == "lf"] == list(SAID.values())
+    page = Path("runs/r/evaluate/report.html").read_text("utf-8")
+    assert "sub.csv：有 1 行未计入" in page
+    assert "尿路感染症候,1,下尿路感染,N30.0,0.73" in Path("runs/r/evaluate/proposals.csv").read_text("utf-8-sig")
+
+
+def test_a_label_is_agreed_with_where_there_is_no_gold(command):
+    lines("generated_predictions.jsonl", llamafactory())
+    Path("r.yaml").write_text("evaluate: {language: en}\n")
+    code, out, err = command("evaluate", "r.yaml", "evaluate.predictions.lf=generated_predictions.jsonl")
+    assert code == 0, err
+    found = values()["lf"]
+    assert (found["agreement_top1"], "top1" in found, found["parsed"]) == (0.5, False, 0.75)
+    told = " ".join(out.split())
+    assert "4 cases have no gold: the label beside the prediction stands in for it" in told
+    assert "this is agreement with labels, not accuracy" in told
+
+
+def test_ours_and_theirs_stand_side_by_side(command):
+    cases = [case(i, ASTHMA) for i in range(3)]
+    Path("own").mkdir()
+    write_records(Path("own/test.jsonl"), cases)
+    write_records(Path("own/predictions.jsonl"), [answer(i, ASTHMA) for i in range(3)])
+    lines("theirs.jsonl", [{"id": f"case-{i}", "response": INFLUENZA} for i in (2, 0, 1)])
+    Path("r.yaml").write_text("evaluate: {from: own, predictions: {theirs: theirs.jsonl}}\n")
+    assert command("run", "r.yaml")[0] == 0
+    assert {model: row["top1"] for model, row in values().items()} == {"student": 1, "theirs": 0}
+    for name, problem in (
+        ("student", "a model of ours has that name already; call theirs.jsonl otherwise"),
+        ("exact", "is no name"),
+    ):
+        Path("r2.yaml").write_text(f"evaluate: {{from: own, predictions: {{{name}: theirs.jsonl}}}}\n")
+        code, _, err = command("run", "r2.yaml")
+        assert (code, problem in " ".join(err.split())) == (2, True), err
+
+
+def test_rows_joined_by_their_place_are_said_to_be(command):
+    lines("cases.jsonl", [{"id": i, "feature_content": text, "diseases": gold} for i, (text, gold) in RECORDS.items()])
+    lines(
+        "cut.jsonl", [{"prompt": prompt(text[:20]), "predict": gold, "label": gold} for text, gold in RECORDS.values()]
+    )
+    Path("r.yaml").write_text("evaluate: {from: cases.jsonl, predictions: {cut: cut.jsonl}}\n")
+    code, out, err = command("run", "r.yaml")
+    assert (code, values()["cut"]["top1"]) == (0, 1), err
+    assert "cut.jsonl: 4 rows hold no whole record and were joined to the cases by their order" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "problem"),
+    [
+        ("{predictions: {m: none.jsonl}}", "evaluate.predictions: no file none.jsonl (seen from"),
+        ("{predictions: {m: bare.jsonl}}", "no cases: name a section or a file that has them in evaluate.from"),
+        (
+            "{from: cases.jsonl, predictions: {m: bare.jsonl}}",
+            "the first row that was left out: bare.jsonl:1: id: missing",
+        ),
+        ("{from: cases.jsonl, predictions: {'': bare.jsonl}}", "'' is no name for a model here"),
+        ("{from: bare.jsonl, predictions: {m: bare.jsonl}}", "bare.jsonl: no known layout"),
+        (
+            "{from: cases.jsonl, predictions: {m: bare.jsonl}, names: bare.jsonl}",
+            "bare.jsonl:1: no column 'name' in it",
+        ),
+    ],
+)
+def test_what_can_not_be_used_is_one_line(recipe, problem, command):
+    lines("cases.jsonl", [{"id": i, "feature_content": text, "diseases": gold} for i, (text, gold) in RECORDS.items()])
+    lines("bare.jsonl", [{"response": "肺炎"}])
+    Path("r.yaml").write_text(f"evaluate: {recipe}\n")
+    code, _, err = command("run", "r.yaml")
+    assert (code, problem in " ".join(err.split())) == (2, True), err
+
+
+def test_the_users_names_count(command):
+    lines("cases.jsonl", [{"id": i, "feature_content": text, "diseases": gold} for i, (text, gold) in RECORDS.items()])
+    lines(
+        "p.jsonl",
+        [{"id": "3", "output": "尿路感染症候"}, {"id": "1", "output": "阑尾炎症"}, {"id": "2", "output": "喘息样哮喘"}],
+    )
+    Path("names.csv").write_text("name,code,aliases\n急性膀胱炎,N30.0,尿路感染症候\n哮喘,J46,\n,A1,\n", "utf-8")
+    Path("r.yaml").write_text("evaluate: {from: cases.jsonl, predictions: {m: p.jsonl}, names: names.csv}\n")
+    code, out, err = command("run", "r.yaml")
+    assert code == 0, err
+    assert values()["m"]["top1"] == pytest.approx(2 / 3)
+    assert values()["m"]["unmapped"] == pytest.approx(1 / 3)
+    told = " ".join(out.split())
+    assert "names.csv: 哮喘: J46 by the table, no more J45" in told
+    assert "names.csv: 1 of its rows were left out, the first in line 4: name: it is empty" in told
+    rows = Path("runs/r/evaluate/proposals.csv").read_text("utf-8-sig").splitlines()
+    assert rows == ["name,count,candidate,code,similarity", "喘息样哮喘,1,哮喘,J46,0.57"]

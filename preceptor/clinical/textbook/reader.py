@@ -62,8 +62,8 @@ class Reader:
     def read(self, text: str) -> Reading:
         """Everything in `text` that the textbook has words for, in the order of the text."""
         return Reading(
-            sex=_sex(text),
-            age=_age(text),
+            sex=sex(text),
+            age=age(text),
             style="full" if _LABELLED.search(text) else "short",
             mentions=tuple(self._mentions(text)),
         )
@@ -93,12 +93,13 @@ def _inside(pair: str) -> bool:
     return len(pair) == 2 and pair.isascii() and pair.isalpha()  # noqa: PLR2004  two neighbours
 
 
-def _sex(text: str) -> Sex | None:
+def sex(text: str) -> Sex | None:
     """The sex that is named first: a record begins with its patient."""
-    places = [(match.start(), sex) for sex, pattern in _SEX.items() if (match := pattern.search(text))]
+    places = [(match.start(), which) for which, pattern in _SEX.items() if (match := pattern.search(text))]
     return min(places)[1] if places else None
 
 
-def _age(text: str) -> int | None:
+def age(text: str) -> int | None:
+    """The patient's age in years, where a record tells it."""
     match = _AGE.search(text)
     return int(next(group for group in match.groups() if group)) if match else None
