@@ -9,7 +9,7 @@ what is known of medicines.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 
 import yaml
@@ -110,10 +110,10 @@ class _Table(_Entry):
 
 _NARROW = str.maketrans({chr(code): chr(code - 0xFEE0) for code in range(0xFF10, 0xFF5F)} | {"’": "'", "㎎": "克"})
 """Wide letters and digits as narrow ones, each for one, so that offsets stay."""
-_SENTENCE = re.compile(r"[^。！!？?；;\n]{0,400}?(?:[。！!？?；;\n]|\.(?=\s|$)|$)|[^。！!？?；;\n]{400}")
+_SENTENCE = re.compile(r"[^。！!？?；;\n]{0,300}?(?:[。！!？?；;\n]|\.(?=\s|$)|$)|[^。！!？?；;\n]{300}")
 """A sentence; what goes on for longer is cut, so that work is bounded."""
-
-
+_REACH = 120
+"""Characters of a clause on either side that bear on a passage."""
 _NUMERALS = {character: number for number, character in enumerate("一二三四五六七八九十", 1)} | {"两": 2}
 _INFANT = 0.5
 """Years of who is said to be some months old."""
@@ -125,36 +125,46 @@ class _Place:
     def __init__(self, text: str, sentence: tuple[int, int], start: int, end: int) -> None:
         first, last = sentence
         self.sentence, self.start, self.end = text[first:last], start, end
-        self.before, self.words, self.rest = text[first:start], text[start:end], text[end:last]
-        breaks = (found.end() for found in _pattern("break").finditer(self.sentence) if found.end() <= len(self.before))
-        self.near = self.before[max(breaks, default=0) :]
-        stop = _pattern("break").search(self.rest)
-        self.behind = self.rest[: stop.start()] if stop else self.rest
-        self.clause = (self.near + self.words + self.behind).rstrip(" 。.!！")
+        self.before, self.words, self.rest = text[first:start], text[start:end], text[end : min(last, end + _REACH)]
+        begin, stop = 0, last - first
+        for left, right in _spans("break", self.sentence):
+            if right <= start - first:
+                begin = right
+            elif left >= end - first:
+                stop = left
+                break
+        self.clause, self.offset = self.sentence[begin:stop].rstrip(" 。.!！"), start - first - begin
+        self.near = self.sentence[max(begin, start - first - _REACH) : start - first]
+        self.behind = self.rest[: max(0, stop - (end - first))]
 
     def asked(self) -> bool:
         if _says("question_mark", self.sentence.rstrip()):
             return True
-        return _says("question", self.near) and not _says("concession", self.before)
+        return _says("question", self.near) and not self.told("concession")
 
     def denied(self) -> bool:
         return _says("denial", self.near) or _says("denial_behind", self.behind) or _says("denial_next", self.rest)
 
     def bound(self) -> bool:
         """Whether it holds only if something happens."""
-        if _says("concession", self.before):
+        if self.told("concession"):
             return False
-        return _says("condition", self.before) or _says("condition_behind", self.rest)
+        return bool(self.told("condition")) or _says("condition_behind", self.rest)
 
     def past(self, *, carry: bool = False) -> bool:
         """Whether it is history; with `carry`, also where an earlier clause began to tell of medicines taken."""
-        told = [found.end() for found in _pattern("past").finditer(self.near)]
-        if (told and not _says("advice", self.near[told[-1] :])) or _says("past_behind", self.behind):
+        if _says("past_behind", self.behind):
             return True
-        earlier = self.before[: len(self.before) - len(self.near)]
-        told = [found.end() for found in _pattern("past").finditer(earlier)] if carry else []
-        spoken = _says("take", earlier) or _medicines().search(earlier)
-        return bool(told and spoken) and not _says("advice", self.before[told[-1] :])
+        for end in self.told("past")[-1:]:
+            begin = len(self.before) - len(self.near)
+            if _says("advice", self.before[end:]):
+                return False
+            return end > begin or (carry and _spoken(self.before[:begin]))
+        return False
+
+    def told(self, name: str) -> list[int]:
+        """Where a pattern ends that stands before it in its sentence."""
+        return [end for _, end in _spans(name, self.sentence) if end <= len(self.before)]
 
 
 def urgent(text: str) -> list[Hit]:
@@ -228,20 +238,26 @@ def _ordered(place: _Place) -> bool:
 
 def _of_medicine(place: _Place) -> bool:
     """Whether a quantity is nearest to a medicine; where nothing is named, a verb of taking tells it."""
-    length, near = len(place.words), len(place.near)
-    named = _distance(_medicines(), place.sentence, len(place.before), length)
-    known = [named, _distance(_pattern("medicine"), place.clause, near, length)]
+    length = len(place.words)
+    named = _distance("names", place.sentence, len(place.before), length)
+    known = [named, _distance("medicine", place.clause, place.offset, length)]
     medicine = min((distance for distance in known if distance is not None), default=None)
-    other = _distance(_others(), place.clause, near, length)
+    other = _distance("not_medicines", place.clause, place.offset, length)
     if medicine is None:
         return other is None and _says("take", place.clause)
     return other is None or medicine <= other
 
 
-def _distance(pattern: re.Pattern[str], text: str, start: int, length: int) -> int | None:
+def _distance(name: str, text: str, start: int, length: int) -> int | None:
     """Characters between a passage and the nearest match."""
-    spans = (found.span() for found in pattern.finditer(text))
+    spans = _spans(name, text)
     return min((max(0, first - start - length, start - last) for first, last in spans), default=None)
+
+
+@lru_cache(64)
+def _spans(name: str, text: str) -> tuple[tuple[int, int], ...]:
+    """Where a pattern stands in a text; kept, as the passages of a sentence ask for the same."""
+    return tuple(found.span() for found in _pattern(name).finditer(text))
 
 
 def _forbidden(case: str) -> frozenset[str]:
@@ -286,6 +302,11 @@ def _hit(kind: Kind, text: str, place: _Place) -> Hit:
     return Hit(kind=kind, text=text[place.start : place.end], start=place.start, end=place.end)
 
 
+def _spoken(text: str) -> bool:
+    """Whether a text tells of medicines."""
+    return _says("take", text) or bool(_spans("names", text))
+
+
 def _says(name: str, text: str) -> bool:
     return _pattern(name).search(text) is not None
 
@@ -297,17 +318,16 @@ def _table() -> _Table:
 
 @cache
 def _pattern(name: str) -> re.Pattern[str]:
-    """A pattern of the table, with its fragments filled in."""
+    """A pattern of the table, with its fragments filled in; or names of medicines, or of what is none."""
+    if name == "names":
+        return _medicines()
+    if name == "not_medicines":
+        return _table().not_medicines.pattern()
     return re.compile(_filled(_table().patterns[name]), re.IGNORECASE | re.VERBOSE)
 
 
 def _filled(pattern: str) -> str:
     return re.sub(r"\$\{(\w+)\}", lambda fragment: _filled(_table().fragments[fragment[1]]), pattern)
-
-
-@cache
-def _others() -> re.Pattern[str]:
-    return _table().not_medicines.pattern()
 
 
 @cache

@@ -87,7 +87,7 @@ def summarise(evaluation: Evaluation, words: Words, student: str = "") -> Summar
     known = {name for row in metrics.values() for name in row}
     agreement = [name for name in AGREEMENT if name in known]
     if "think_tag" in known:
-        columns: tuple[str, ...] = ("parsed", *CONSULT, "rouge_l")
+        columns: tuple[str, ...] = ("parsed", *CONSULT)
     elif "top1" in known or not agreement:
         columns = ("parsed", "top1", "disease_f1", *agreement, "evidence_grounded", "ece")
     else:
@@ -95,7 +95,7 @@ def summarise(evaluation: Evaluation, words: Words, student: str = "") -> Summar
     lines = tuple(
         Line(
             name=name,
-            label=words.model(_role(name, about)),
+            label=_label(name, about, words),
             note=words.note(_role(name, about)),
             cases=metrics[name]["parsed"].n,
             cells=tuple(_cell(column, metrics[name], words) for column in columns),
@@ -104,7 +104,7 @@ def summarise(evaluation: Evaluation, words: Words, student: str = "") -> Summar
     )
     limit = metrics.get(EXACT, {})
     return Summary(
-        headline=_headline(metrics.get(about, {}), words.model(_role(about, about)), words) + words("stop"),
+        headline=_headline(metrics.get(about, {}), _label(about, about, words), words) + words("stop"),
         student=about,
         columns=columns,
         lines=lines,
@@ -161,11 +161,17 @@ def _advice(row: dict[str, Estimate], model: str, words: Words) -> str:
     urgent, over, risky, missed = said.values()
     parts = [
         urgent and words("sends", model=model, value=percent(urgent.value), n=urgent.n, range=_range(urgent)),
-        over and words("oversends", value=percent(over.value), n=over.n),
+        over and words("oversends" if urgent else "oversends:alone", model=model, value=percent(over.value), n=over.n),
         risky and words("prescribes", model=model, value=percent(risky.value), n=risky.n),
         missed and words("misses", n=round(missed.value * missed.n)),
     ]
     return words("join").join(part for part in parts if part)
+
+
+def _label(name: str, about: str, words: Words) -> str:
+    """What a model is called: the one that the page is about is the student, and keeps a name of its own."""
+    role = _role(name, about)
+    return words.model(role) if role == name else f"{words.model(role)} ({name})"
 
 
 def _headline(row: dict[str, Estimate], label: str, words: Words) -> str:

@@ -204,13 +204,14 @@ def _graded(
 
 def table(summary: Summary, words: Words) -> Table:
     """The results for a terminal."""
-    shown = Table(box=SIMPLE_HEAD, pad_edge=False)
-    shown.add_column(words("model"), no_wrap=True)
-    for column in (*summary.columns, "cases"):
-        shown.add_column(words(column), justify="right")
+    shown = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    shown.add_column(words("model"), overflow="fold", min_width=9)
+    for column in summary.columns:
+        shown.add_column(words(column), justify="right", overflow="fold", min_width=8)
     for line in summary.lines:
         style = "bold" if line.name == summary.student else ""
-        shown.add_row(line.label, *map(_cell, line.cells), str(line.cases), style=style)
+        label = Text.assemble(line.label, "\n", (words("n_cases", n=line.cases), "dim"))
+        shown.add_row(label, *map(_cell, line.cells), style=style)
     return shown
 
 

@@ -16,14 +16,14 @@ LEVELS: tuple[Level, ...] = ("concept", "category")
 def measures(output: Diagnosis | None, case: Case, namer: Namer) -> Mapping[str, float | None]:
     """Figures of one answer by name; None where what they need is unknown. A failed answer scores 0.
 
-    - `rouge_l`: ROUGE-L's F of the reasons against the gold's, by character, which serves Chinese too.
+    - `rouge_l`: ROUGE-L's F of the reasons against the gold's, by character, which serves Chinese too; None without.
     - `ddr`, `ddp`, `ddf1`: recall, precision and F1 of the diseases named against the differential, and `gtpa_k`:
       whether a true and likely disease is among the first k (DDXPlus, arXiv 2205.09148).
     """
     gold = case.gold if isinstance(case.gold, Diagnosis) else None
     said = output or Diagnosis()
     found: dict[str, float | None] = {"rouge_l": None}
-    if gold and gold.reason:
+    if gold and gold.reason and said.reason:
         found["rouge_l"] = Indel.normalized_similarity("\n".join(said.reason), "\n".join(gold.reason))
     if case.differential and gold:
         likely = [name for name, probability in case.differential.items() if probability > LIKELY]
