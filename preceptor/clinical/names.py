@@ -300,16 +300,22 @@ class Namer:
 
     def match(self, predicted: Sequence[str], gold: Sequence[str], level: Level = "concept") -> list[tuple[int, int]]:
         """The most pairs of equal names, each name in one pair at most, as indices into both lists."""
-        if not predicted or not gold:
-            return []
+        equal = [
+            (i, j) for i, one in enumerate(predicted) for j, other in enumerate(gold) if self._equal(one, other, level)
+        ]
+        if len({i for i, _ in equal}) == len({j for _, j in equal}) == len(equal):
+            return equal  # no name is asked for twice, as nearly always
         from scipy.optimize import linear_sum_assignment
 
-        equal = np.array([[self._equal(one, other, level) for other in gold] for one in predicted])
-        rows, columns = linear_sum_assignment(equal, maximize=True)
-        return [(int(i), int(j)) for i, j in zip(rows, columns, strict=True) if equal[i, j]]
+        table = np.zeros((len(predicted), len(gold)), dtype=np.bool_)
+        table[tuple(zip(*equal, strict=True))] = True
+        rows, columns = linear_sum_assignment(table, maximize=True)
+        return [(int(i), int(j)) for i, j in zip(rows, columns, strict=True) if table[i, j]]
 
     def _equal(self, one: str, other: str, level: Level) -> bool:
         (concept, name), (concept_other, name_other) = self._resolve(one), self._resolve(other)
+        if one == other:
+            return concept is not None
         if concept is None or concept_other is None or name.contradicts(name_other):
             return False
         if concept == concept_other or not _loose(concept).isdisjoint(_loose(concept_other)):

@@ -96,7 +96,7 @@ def summarise(evaluation: Evaluation, words: Words, student: str = "") -> Summar
         Line(
             name=name,
             label=_label(name, about, words),
-            note=words.note(_role(name, about)),
+            note=words.note(name),
             cases=metrics[name]["parsed"].n,
             cells=tuple(_cell(column, metrics[name], words) for column in columns),
         )

@@ -115,7 +115,8 @@ def run(config: Config, context: Context) -> Mapping[str, Any]:
         )
     summary = summarise(evaluation, words, config.about)
     said = [p for p in predictions() if p.model == summary.student]
-    shown = page.collect(evaluator.cases, page.chosen(evaluation.ranking[summary.student]), said)
+    diagnosed = [p for p in said if config.task == "diagnosis"]
+    shown = page.collect(evaluator.cases, page.chosen(evaluation.ranking[summary.student]), diagnosed)
     notices = [words("simulation")] if any(case.source == "textbook" for case in cases) else []
     notices += [words("transductive", n=transductive)] if transductive else []
     notices += found.notices(config.language, len(labels))
@@ -126,7 +127,7 @@ def run(config: Config, context: Context) -> Mapping[str, Any]:
         borrowed=bool(evaluator.borrowed),
         curve=_losses(context.optional("curve.jsonl")),
         dangers=page.dangers(evaluator.cases, said),
-        normaliser=normaliser,
+        normaliser=normaliser if config.task == "diagnosis" else None,
     )
     html = page.render(evaluation, summary, words, context.recipe, shown, told)
     with replacing(path) as beside:

@@ -31,7 +31,8 @@ def measures(output: Diagnosis | None, case: Case, namer: Namer) -> Mapping[str,
         found["ddr"], found["ddp"] = hits / max(1, len(likely)), hits / max(1, len(said.diseases))
         found["ddf1"] = 2 * hits / max(1, len(likely) + len(said.diseases))
         true = [gold.diseases[i] for i, _ in namer.match(gold.diseases, likely)]
-        found |= {f"gtpa_{k}": float(bool(namer.match(said.diseases[:k], true))) for k in DEPTHS}
+        hit = next((place for place, name in enumerate(said.diseases) if namer.match((name,), true)), max(DEPTHS))
+        found |= {f"gtpa_{k}": float(hit < k) for k in DEPTHS}
     return found
 
 
