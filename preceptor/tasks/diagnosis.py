@@ -47,10 +47,13 @@ def canonical(diagnosis: Diagnosis) -> str:
 
 
 def fields(answer: str) -> list[tuple[str, int, int]]:
-    """Where the lists of an answer in JSON stand, brackets included: `diseases` and `evidence`, with offsets."""
-    found = []
+    """Where the lists of an answer in JSON stand, brackets included: `diseases` and `evidence`, with offsets.
+
+    What is thought before the answer may hold drafts of it, and is no part of it.
+    """
+    found, start = [], max(0, answer.rfind("</think>"))
     for field, key in (("diseases", "diseases"), ("evidence", "reason")):
-        if opening := re.search(rf'"{key}"\s*:\s*(?=\[)', answer):
+        if opening := re.compile(rf'"{key}"\s*:\s*(?=\[)').search(answer, start):
             try:
                 _, end = json.JSONDecoder().raw_decode(answer, opening.end())
             except ValueError:

@@ -21,6 +21,7 @@ ANSWERS = {
     '{"reason": ["a ] b"], "diseases": []}': ["[]", '["a ] b"]'],
     '{"diseases" : [ "a\\"]" , "b"] }': ['[ "a\\"]" , "b"]'],
     '{"diseases": ["cut off': [],
+    '<think>\n"diseases": ["x"]\n</think>\n\n{"diseases": ["a"], "reason": []}': ['["a"]', "[]"],
     "No JSON: diseases are [none].": [],
 }
 
