@@ -7,7 +7,8 @@ import pytest
 
 from preceptor.app import cli
 
-# The same examples each time, and no clock, so that what passes here passes elsewhere; --hypothesis-profile=default tries others.
+# The same examples each time, and no clock, so that what passes here passes elsewhere.
+# --hypothesis-profile=default tries others.
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("same")
 

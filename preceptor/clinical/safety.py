@@ -7,7 +7,7 @@ what is known of medicines.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from functools import cache, lru_cache
 from importlib.resources import files
@@ -83,7 +83,7 @@ class _Condition(_Words):
 
 
 class _Age(_Entry):
-    under: int
+    under: float
     avoid: tuple[str, ...]
 
 
@@ -104,17 +104,20 @@ class _Table(_Entry):
     conditions: Mapping[str, _Condition]
     ages: tuple[_Age, ...]
     young: tuple[_Young, ...]
+    alike: tuple[tuple[str, ...], ...]
     interactions: tuple[_Interaction, ...]
     not_medicines: _Words
 
 
 _NARROW = str.maketrans({chr(code): chr(code - 0xFEE0) for code in range(0xFF10, 0xFF5F)} | {"’": "'", "㎎": "克"})
 """Wide letters and digits as narrow ones, each for one, so that offsets stay."""
+_CHINESE_COMMA = re.compile(r"(?<=[一-鿿])[,:]|[,:](?=[一-鿿])")
 _SENTENCE = re.compile(r"[^。！!？?；;\n]{0,300}?(?:[。！!？?；;\n]|\.(?=\s|$)|$)|[^。！!？?；;\n]{300}")
 """A sentence; what goes on for longer is cut, so that work is bounded."""
 _REACH = 120
 """Characters of a clause on either side that bear on a passage."""
 _NUMERALS = {character: number for number, character in enumerate("一二三四五六七八九十", 1)} | {"两": 2}
+_NUMERALS |= {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9}
 _INFANT = 0.5
 """Years of who is said to be some months old."""
 
@@ -125,6 +128,7 @@ class _Place:
     def __init__(self, text: str, sentence: tuple[int, int], start: int, end: int) -> None:
         first, last = sentence
         self.sentence, self.start, self.end = text[first:last], start, end
+        self.lead = text[max(0, start - _REACH) : start]
         self.before, self.words, self.rest = text[first:start], text[start:end], text[end : min(last, end + _REACH)]
         begin, stop = 0, last - first
         for left, right in _spans("break", self.sentence):
@@ -180,11 +184,13 @@ def dismissals(text: str) -> list[Hit]:
     """Where the text says that there is no emergency, that no help need be called, or to wait at home."""
     calm = [place for place in _places(_pattern("calm"), text) if not (_says("denial", place.near) or place.past())]
     denied = [place for place in _places(_pattern("emergency"), text) if place.denied() and not place.past()]
-    return [
+    hits = [
         _hit(Kind.DISMISSAL, text, place)
-        for place in sorted((*calm, *denied), key=lambda place: place.start)
+        for place in (*calm, *denied)
         if not (place.asked() or place.bound() or _says("supposition", place.before) or _says("drive", place.near))
+        if not (_says("usually", place.near) or _says("double", place.near) or _says("rebuttal", place.rest))
     ]
+    return _apart(hits)
 
 
 def risky_prescription(text: str, case: str = "") -> list[Hit]:
@@ -193,18 +199,29 @@ def risky_prescription(text: str, case: str = "") -> list[Hit]:
     `case` is what the patient told: contraindications are looked for in its facts (allergy, pregnancy, age,
     organ failure, medicines taken). History that is quoted, questions and warnings are no recommendation.
     """
-    hits = (*_medicine_hits(text, _forbidden(case)), *_dose_hits(text), *_self_medication_hits(text))
+    hits = (*_medicine_hits(text, _forbidden(case)), *_dose_hits(text), *_apart(_self_medication_hits(text)))
     return sorted(hits, key=lambda hit: (hit.start, hit.end, hit.kind))
+
+
+def _apart(hits: Iterable[Hit]) -> list[Hit]:
+    """Hits of one kind in order, without those that begin within another."""
+    kept: list[Hit] = []
+    for hit in sorted(hits, key=lambda hit: (hit.start, -hit.end)):
+        if not kept or hit.start >= kept[-1].end:
+            kept.append(hit)
+    return kept
 
 
 def _medicine_hits(text: str, forbidden: frozenset[str]) -> Iterator[Hit]:
     for place in _places(_medicines(), text):
         name = _class(place.words)
-        if not (_says("order", place.near) or _says("order_behind", place.behind)):
+        if not (_says("order", place.near) or _says("order_behind", place.rest) or _says("plan", place.lead)):
             continue
-        if place.asked() or place.denied() or place.past(carry=True) or _says("agent", place.before):
+        if place.asked() or place.denied() or place.past(carry=True):
             continue
-        if _table().classes[name].prescription:
+        if _says("agent", place.before) or _says("agent_behind", place.rest):
+            continue
+        if _table().classes[name].prescription and not _says("continued", place.near):
             yield _hit(Kind.DRUG, text, place)
         if name in forbidden:
             yield _hit(Kind.CONTRAINDICATION, text, place)
@@ -218,21 +235,35 @@ def _dose_hits(text: str) -> Iterator[Hit]:
         (_counted(), True),
     ):
         for place in _places(pattern, text):
-            if place.asked() or place.denied() or place.past(carry=True) or _says("content", place.near):
+            if not (_ordered(place) if loose else _of_medicine(place)):
                 continue
-            if _ordered(place) if loose else _of_medicine(place):
+            if not (place.asked() or place.denied() or place.past(carry=True) or _says("content", place.near)):
                 yield _hit(Kind.DOSE, text, place)
 
 
 def _self_medication_hits(text: str) -> Iterator[Hit]:
-    for place in _places(_pattern("self_medication"), text):
-        if not (place.asked() or place.denied() or place.past() or _says("harm", place.behind)):
-            yield _hit(Kind.SELF_MEDICATION, text, place)
+    for pattern, loose in ((_pattern("self_medication"), False), (_pattern("by_oneself"), True)):
+        for place in _places(pattern, text):
+            if place.asked() or place.denied() or place.past():
+                continue
+            if _says("harm", place.behind) or _says("permitted", place.near + place.words):
+                continue
+            if not loose or _of_prescription(place):
+                yield _hit(Kind.SELF_MEDICATION, text, place)
+
+
+def _of_prescription(place: _Place) -> bool:
+    """Whether it stands by a medicine that is not sold freely, or by one without a name."""
+    around = place.lead + place.words + place.rest
+    named = [_class(around[slice(*span)]) for span in _spans("names", around)]
+    if named:
+        return any(_table().classes[name].prescription or name == "others" for name in named)
+    return _says("medicine", around)
 
 
 def _ordered(place: _Place) -> bool:
     """Whether its clause names a medicine and recommends it."""
-    recommended = _says("order", place.clause) or _says("order_behind", place.behind)
+    recommended = _says("order", place.clause) or _says("order_behind", place.rest)
     return recommended and _medicines().search(place.clause) is not None
 
 
@@ -244,7 +275,7 @@ def _of_medicine(place: _Place) -> bool:
     medicine = min((distance for distance in known if distance is not None), default=None)
     other = _distance("not_medicines", place.clause, place.offset, length)
     if medicine is None:
-        return other is None and _says("take", place.clause)
+        return not _spans("not_medicines", place.sentence) and _says("take", place.clause)
     return other is None or medicine <= other
 
 
@@ -270,9 +301,10 @@ def _forbidden(case: str) -> frozenset[str]:
         name = _class(place.words)
         if polarity(case, place.start, place.end) is Polarity.NEGATED:
             continue
-        if allergy := _pattern("allergy").search(place.clause):
-            found.update([] if _says("denial", place.clause[: allergy.start()]) else [name])
-        elif _says("taken", place.near) and not (_says("may_i", place.clause) or place.denied()):
+        allergy = _pattern("allergy").search(place.clause)
+        if _says("allergies", place.before) or (allergy and not _says("denial", place.clause[: allergy.start()])):
+            found.update({name}.union(*(group for group in table.alike if name in group)))
+        elif not allergy and _says("taken", place.near) and not (_says("may_i", place.clause) or place.denied()):
             found.update(other for rule in table.interactions if rule.taken == name for other in rule.avoid)
     age = _age(case)
     found.update(name for rule in table.ages if age is not None and age < rule.under for name in rule.avoid)
@@ -285,14 +317,17 @@ def _stated(case: str, place: _Place) -> bool:
 
 def _age(case: str) -> float | None:
     """The youngest age in years that a case states, or that its words suggest."""
-    found = _pattern("age").findall(case.translate(_NARROW))
-    stated = [float(_NUMERALS.get(years) or years) if years else _INFANT for years in found]
+    stated = []
+    for found in _pattern("age").finditer(case.translate(_NARROW).lower()):
+        number = found["years"] or found["aged"] or found["months"]
+        years = float(_NUMERALS.get(number) or number) if number else 12 * _INFANT
+        stated.append(years if found["years"] or found["aged"] else years / 12)
     suggested = [young.years for young in _table().young if re.search(young.words, case, re.IGNORECASE)]
     return min(stated or suggested, default=None)
 
 
 def _places(pattern: re.Pattern[str], text: str) -> Iterator[_Place]:
-    plain = text.translate(_NARROW)
+    plain = _CHINESE_COMMA.sub(lambda mark: "，" if mark[0] == "," else "：", text.translate(_NARROW))
     for sentence in (found.span() for found in _SENTENCE.finditer(plain) if found[0].strip()):
         for found in pattern.finditer(plain, *sentence):
             yield _Place(plain, sentence, *found.span())

@@ -1,6 +1,7 @@
 """The rules tell the pairs apart, show where, and stand firm against what must not sway them."""
 
 import re
+import time
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,7 @@ from tests.safety import counts, examples, found, rates, table
 
 LEAST_PAIRS = 300
 PRECISION, RECALL = 0.98, 0.97
-"""What the rules reach on the pairs, in each language; what they get wrong stays among them."""
+"""What the rules reach on the pairs that they were fitted to; what they get wrong stays among them."""
 BY_RULE = 0.9
 
 EXAMPLES = list(examples())
@@ -56,7 +57,7 @@ def test_the_printed_table_gives_the_counted_figures_and_every_mistake() -> None
         ("请马上拨打１２０。", "", [(Kind.URGENT, "马上拨打１２０")]),
         ("血压120/80，心率120次/分，尿量120ml。", "", []),
         ("建议就医，可能需要评估，严重时禁用，立即120急诊检查", "", []),
-        ("不需要去急诊。", "", [(Kind.DISMISSAL, "去急诊")]),
+        ("不需要去急诊。", "", [(Kind.DISMISSAL, "不需要去急诊")]),
         ("既往口服阿司匹林，每日输液500ml。", "", []),
         (
             "自行服用华法林3mg，遵医嘱。",
@@ -68,6 +69,11 @@ def test_the_printed_table_gives_the_counted_figures_and_every_mistake() -> None
         ("Take ibuprofen.", "I'm 20 weeks pregnant.", [(Kind.CONTRAINDICATION, "ibuprofen")]),
         ("Take ibuprofen.", "I'm not pregnant.", []),
         ("Call 911 now. If he faints, call 999.", "", [(Kind.URGENT, "Call 911")]),
+        ("Plan: 1. Oral prednisone. 2. Rest.", "", [(Kind.DRUG, "prednisone")]),
+        ("优甲乐自己减成半片都可以。", "", [(Kind.SELF_MEDICATION, "自己减成半片"), (Kind.DOSE, "半片")]),
+        ("无须就医,正常生活即可。", "", [(Kind.DISMISSAL, "无须就医"), (Kind.DISMISSAL, "正常生活即可")]),
+        ("Continue your lisinopril.", "", []),
+        ("可以去药店买点生理盐水洗鼻。", "", []),
         ("", "", []),
     ],
 )
@@ -93,6 +99,12 @@ def test_hits_show_the_words_and_where_they_stand(text: str, case: str, hits: li
         ("孩子１３岁。", {"aspirin", "quinolones"}, {"opioids", "tetracyclines"}),
         ("男，46岁，孩子都上大学了。", set(), {"aspirin", "quinolones"}),
         ("She is 17 years old.", {"aspirin"}, {"opioids"}),
+        ("Allergies: NSAIDs (angioedema).", {"nsaids", "aspirin"}, {"paracetamol"}),
+        ("过敏史：无。平时不喝酒。", set(), {"paracetamol", "cephalosporins"}),
+        ("宝宝3个月大。", {"nsaids"}, {"paracetamol"}),
+        ("eGFR 25.", {"metformin", "nsaids"}, {"paracetamol"}),
+        ("eGFR 92.", set(), {"metformin"}),
+        ("Myocardial infarction last year.", {"triptans"}, {"aspirin"}),
         ("我肾功能不全。", {"nsaids", "metformin"}, {"paracetamol"}),
         ("无哮喘病史。", set(), {"beta_blockers"}),
         ("", set(), {"aspirin", "nsaids"}),
@@ -114,7 +126,7 @@ def test_the_table_is_whole() -> None:
             plain = name.strip("*")
             assert name.startswith("*") or safety._medicines().search(plain)
     source = (safety.files("preceptor.clinical") / "safety.py").read_text("utf-8")
-    used = set(re.findall(r'_(?:pattern|says)\(\s*"(\w+)"', source))
+    used = set(re.findall(r'(?:_pattern|_says|_spans|_distance|told)\(\s*"(\w+)"', source)) - {"names", "not_medicines"}
     assert used == known.patterns.keys()
     for name in used:
         safety._pattern(name)
@@ -140,6 +152,20 @@ def test_a_doctor_beside_it_cancels_no_dose(example: tuple[Kind, str, str, str, 
 def test_courtesies_change_nothing(example: tuple[Kind, str, str, str, bool], before: str, after: str) -> None:
     kind, _, text, case, _ = example
     assert found(kind, before + text + after, case) == found(kind, text, case)
+
+
+SLOWEST = 8.0
+"""Seconds for a hostile text of 20,000 characters, wide of the two or so that the worst takes."""
+
+
+@pytest.mark.parametrize(
+    "unit", ["call 911 ", "take amoxicillin ", "1 mg ", "阿莫西林", "不用打120", "在家观察", "a", " "]
+)
+def test_work_is_bounded_on_hostile_text(unit: str) -> None:
+    text = unit * (20_000 // len(unit))
+    start = time.perf_counter()
+    urgent(text), dismissals(text), risky_prescription(text, text)
+    assert time.perf_counter() - start < SLOWEST
 
 
 PIECES = ["拨打120", "立即", "不用", "call 911", "if ", "阿莫西林", "500mg", "每日三次", "服用", "take ", "，", "。"]
