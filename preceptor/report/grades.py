@@ -26,7 +26,7 @@ Z = 1.96
 GRADES = ("top1", "disease_f1", "evidence_grounded")
 SETS = ("precision", "recall", "category_f1", "exact_set")
 DIFFERENTIAL = ("ddr", "ddp", "ddf1", "gtpa_1", "gtpa_3", "gtpa_5")
-TEXT = ("hallucinated", "unmapped", "rouge_l")
+TEXT = ("hallucinated", "supported", "unmapped", "rouge_l")
 CONSULT = (*("think_tag", "think_substantive", "urgent_recall", "over_triage", "risky_prescription", "severe_miss"),)
 """What is told of advice in place of the grades of a diagnosis."""
 STATES = ("parsed", "repaired", "abstained", "failed", *(f"failed_{kind}" for kind in FailureKind))

@@ -24,7 +24,7 @@ from preceptor.tasks.measures import measures, names
 TEACHER = "teacher"
 CHUNK = 2_000
 """Cases whose weights are in memory at once."""
-_FREE = ("parsed", "evidence_grounded", "hallucinated", "unmapped")
+_FREE = ("parsed", "evidence_grounded", "hallucinated", "supported", "unmapped")
 """Parts of a grade that need no gold."""
 _COMPARISONS: tuple[tuple[str, str, Callable[[Floats, Floats], Floats]], ...] = (
     (COMMONEST, "top1_minus_commonest", np.subtract),

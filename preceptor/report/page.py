@@ -23,7 +23,19 @@ SCORES = ("auroc", "brier", "nll", "aurc", "augrc", "risk_at_80", "ece_mass", "t
 """Of confidence, in the order in which they are shown."""
 MEASURES = (
     *("precision", "recall", "micro_f1", "macro_f1", "category_f1", "micro_category_f1", "macro_category_f1"),
-    *("exact_set", "ddr", "ddp", "ddf1", "gtpa_1", "gtpa_3", "gtpa_5", "rouge_l", "hallucinated", "unmapped"),
+    *(
+        "exact_set",
+        "ddr",
+        "ddp",
+        "ddf1",
+        "gtpa_1",
+        "gtpa_3",
+        "gtpa_5",
+        "rouge_l",
+        "hallucinated",
+        "supported",
+        "unmapped",
+    ),
     *("abstained", "repaired", "failed"),
     *("mean_diseases", "mean_reasons", "mean_characters"),
     *("spearman_diseases", "spearman_reasons", "spearman_characters"),

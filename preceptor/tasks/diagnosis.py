@@ -17,6 +17,7 @@ from math import exp
 from preceptor.clinical import evidence
 from preceptor.clinical.names import Namer
 from preceptor.clinical.textbook.book import load
+from preceptor.clinical.textbook.exact import SUPPORTS, exact
 from preceptor.clinical.textbook.reader import Mention, Reader
 from preceptor.core import text as texts
 from preceptor.core.records import Case, Diagnosis, Evidence, Polarity, Reply, Score
@@ -78,7 +79,8 @@ def grade(output: Diagnosis | None, case: Case, namer: Namer | None = None) -> S
 
     `output` is None for a reply that could not be read: zero, told from a wrong answer by `parsed`. Parts
     that need gold are None without it, and the value stands on the evidence alone. `hallucinated` is the share of
-    the reasons that stand nowhere in the record, or with another number or unit. `namer` knows diseases
+    the reasons that stand nowhere in the record, or with another number or unit; `supported` that of the findings
+    affirmed in them that speak for a disease named, where the textbook knows both. `namer` knows diseases
     by their names, by default the textbook's; `unmapped` is the share of the answer's names that it doesn't
     know, and counts for nothing.
     """
@@ -89,7 +91,7 @@ def grade(output: Diagnosis | None, case: Case, namer: Namer | None = None) -> S
     named = output.diseases if output else ()
     unmapped = sum(not namer.knows(name) for name in named) / len(named) if named else None
     parts = {"parsed": float(output is not None), **matched, "evidence_grounded": grounded}
-    parts |= {"hallucinated": hallucinated, "unmapped": unmapped}
+    parts |= {"hallucinated": hallucinated, "supported": _supported(output, namer), "unmapped": unmapped}
     if output is None:
         return Score(case_id=case.id, value=0.0, parts=parts)
     if grounded is None and output.diseases:
@@ -173,6 +175,17 @@ def _evidence(output: Diagnosis | None, record: str, gold: Diagnosis | None) -> 
     return held * min(1.0, allowed / max(1, sum(map(len, reasons)))), lost / len(reasons)
 
 
+def _supported(output: Diagnosis | None, namer: Namer) -> float | None:
+    """Share of the known findings in the reasons that are likelier with a disease named than overall."""
+    world = exact().world
+    known = [c for name in output.diseases if (c := namer.concept(name)) in world.book.diseases] if output else []
+    if output is None or not known:
+        return None
+    quoted = {m.subject for reason in output.reason for m in _mentions(reason) if m.form != "negated"}
+    speaks = [max(world.support(d)[world.index[finding]] for d in known) >= SUPPORTS for finding in quoted]
+    return sum(speaks) / len(speaks) if speaks else None
+
+
 def _own_polarity(reason: str) -> Polarity:
     return evidence.polarity(reason, 0, len(reason))
 
@@ -199,6 +212,6 @@ def _reader() -> Reader:
     return Reader(load())
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=4096)
 def _mentions(record: str) -> Sequence[Mention]:
     return [mention for mention in _reader().read(record).mentions if mention.form != "blurred"]

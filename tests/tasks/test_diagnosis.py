@@ -75,6 +75,7 @@ def test_parts_of_a_half_right_answer() -> None:
         "exact_set": 0.0,
         "evidence_grounded": 0.5,
         "hallucinated": 0.5,
+        "supported": 1.0,
         "unmapped": 0.0,
     }
     assert score.value == pytest.approx((0 + 0.5 + 0.5 * 0.5) / 3)
@@ -236,3 +237,21 @@ def test_the_textbook_grades_its_own_gold_as_right() -> None:
             assert isinstance(sampled.gold, Diagnosis)
             assert grade(sampled.gold, sampled).value == 1
             assert len(ground(sampled.gold, sampled).evidence) == len(sampled.gold.reason)
+
+
+@pytest.mark.parametrize(
+    ("diseases", "reason", "expected"),
+    [
+        (["急性阑尾炎"], ["转移性右下腹痛"], 1.0),
+        (["支气管哮喘"], ["转移性右下腹痛"], 0.0),
+        (["支气管哮喘", "急性阑尾炎"], ["转移性右下腹痛"], 1.0),
+        (["支气管哮喘"], ["喘息", "黑便"], 0.5),
+        (["支气管哮喘"], ["喘息", "否认黑便"], 1.0),
+        (["支气管哮喘"], ["看上去就是这样"], None),
+        (["从未听说的病"], ["喘息"], None),
+        ([], [], None),
+    ],
+)
+def test_support_is_what_the_textbook_says(diseases: list[str], reason: list[str], expected: float | None) -> None:
+    given = Diagnosis(diseases=tuple(diseases), reason=tuple(reason))
+    assert grade(given, case()).parts["supported"] == expected
