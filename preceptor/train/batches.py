@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import BatchSampler
 
 from preceptor.model.tokens import IGNORED, Example
@@ -100,12 +99,6 @@ def collate(rows: Sequence[Packed]) -> dict[str, Any]:
     if any(len(row.lengths) > 1 for row in rows):
         batch["position_ids"] = torch.tensor([_positions(row.lengths, width) for row in rows])
     return batch
-
-
-def hide(ids: Tensor, labels: Tensor, share: float, blank: int) -> Tensor:
-    """`ids` with about that share of those without a label replaced by `blank`; what is to be learned stays."""
-    hidden = (labels == IGNORED) & (torch.rand(ids.shape, device=ids.device) < share)
-    return ids.masked_fill(hidden, blank)
 
 
 def _weights(example: Example) -> list[float]:

@@ -44,9 +44,6 @@ class SftConfig(BaseModel):
     clip: float = Field(default=1.0, gt=0)
     """Largest norm of a gradient."""
     weights: TokenWeights = TokenWeights()
-    prompt_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the prompt's tokens that are hidden, others at each step, so that a small model can't lean on a few
-    words alone (word dropout, Iyyer et al. 2015)."""
     rank: int = Field(default=16, gt=0)
     alpha: float = Field(default=32, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)

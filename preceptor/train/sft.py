@@ -27,7 +27,7 @@ from preceptor.core.errors import UserError, WorkError
 from preceptor.core.records import Row
 from preceptor.model import load, tokens
 from preceptor.model.resolve import digest, resolve
-from preceptor.train.batches import Batches, collate, hide, pack
+from preceptor.train.batches import Batches, collate, pack
 from preceptor.train.batches import rows as unpacked
 from preceptor.train.config import SftConfig
 from preceptor.train.loss import chunked_cross_entropy
@@ -73,8 +73,6 @@ def train(
         train_dataset=pack(examples) if config.packing else unpacked(examples),
         data_collator=collate,
         embedding_lr=config.embedding_lr,
-        prompt_dropout=config.prompt_dropout,
-        blank=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokens.end_of_turn(tokenizer),
     )
     trainer.remove_callback(PrinterCallback)
     progress = _Progress(trainer, on_log, lambda: _held_out_loss(trainer, held_out))
@@ -110,10 +108,9 @@ class _Trainer(Trainer):  # type: ignore[misc]  # its types aren't read
 
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *, embedding_lr: float | None, prompt_dropout: float, blank: int, **kwargs: Any) -> None:
-        """`blank` is the token that stands where one is hidden."""
+    def __init__(self, *, embedding_lr: float | None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.embedding_lr, self.prompt_dropout, self.blank = embedding_lr, prompt_dropout, blank
+        self.embedding_lr = embedding_lr
         self.model_accepts_loss_kwargs = True  # so the loss is divided by what all of a step's batches weigh
         self.tokens = 0
 
@@ -139,8 +136,6 @@ class _Trainer(Trainer):  # type: ignore[misc]  # its types aren't read
     ) -> Tensor:
         """The weighted mean over the step's answer tokens; devices' gradients are averaged, hence the factor."""
         self.tokens += inputs.pop("tokens")
-        if self.prompt_dropout:
-            inputs["input_ids"] = hide(inputs["input_ids"], inputs["labels"], self.prompt_dropout, self.blank)
         loss: Tensor = model(**inputs, divisor=num_items_in_batch)
         scaled: Tensor = loss * self.accelerator.num_processes
         return scaled

@@ -126,7 +126,7 @@ def test_json_object_format_is_understood(client: openai.OpenAI) -> None:
         ({"messages": [{"role": "user", "content": "hello"}]}, r"needs a line such as '\[act: diagnosis\]'"),
         (
             {"messages": [{"role": "user", "content": "[act: cook]\n<record>x</record>"}]},
-            "doesn't know the act 'cook'; it knows diagnosis, metadata",
+            "doesn't know the act 'cook'; it knows diagnosis, thinking, metadata",
         ),
         (
             {"messages": [{"role": "user", "content": "[act: diagnosis]\nno record"}]},

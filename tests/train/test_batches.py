@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from preceptor.model.tokens import IGNORED, Example, end_of_turn, example
 from preceptor.train import sft
-from preceptor.train.batches import Batches, collate, hide, pack
+from preceptor.train.batches import Batches, collate, pack
 from preceptor.train.batches import rows as unpacked
 from preceptor.train.loss import chunked_cross_entropy
 from tests.model import tiny
@@ -97,15 +97,3 @@ def test_loss_reads_labels_as_the_tokens_are_made(examples):
     assert {made.labels[-1] for made in examples} == {end_of_turn(tiny.tokenizer())}
     labels = torch.tensor([[IGNORED, 2]])  # the second token, seen from the first
     assert chunked_cross_entropy(torch.zeros(1, 2, 3), torch.zeros(5, 3), labels) == pytest.approx(math.log(5))
-
-
-@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_hiding_takes_about_that_share_of_the_prompt_and_nothing_of_the_answer(share):
-    torch.manual_seed(0)
-    ids = torch.arange(1, 4001).reshape(2, 2000)
-    labels = torch.where(torch.arange(2000) < 1500, IGNORED, ids)
-    found = hide(ids, labels, share, 0)
-    assert torch.equal(found[labels != IGNORED], ids[labels != IGNORED])
-    prompt = found[labels == IGNORED]
-    assert (prompt == 0).float().mean().item() == pytest.approx(share, abs=0.03)
-    assert torch.equal(prompt[prompt != 0], ids[labels == IGNORED][prompt != 0])
