@@ -217,8 +217,8 @@ class Grades:
             name: estimate(draws[name], self._cases(below > 0), share=name.partition("[")[0] in SHARES)
             for name, (_, below) in self._ratios(slice(None)).items()
         }
-        for name in draws.keys() - found.keys() - {"ece"}:
-            if np.isfinite(draws[name][0]):
+        for name in draws:
+            if name not in found and name != "ece" and np.isfinite(draws[name][0]):
                 found[name] = estimate(draws[name], self._cases(~np.isnan(self.columns["disease_f1"])))
         if "ece" in draws:
             n, values = self._cases(self.sure), draws["ece"]
