@@ -23,7 +23,7 @@ def groups(cases: Mapping[str, Case]) -> dict[tuple[str, str], list[str]]:
     edges = _thirds([len(case.text) for case in cases.values()])
     of: dict[str, Callable[[Case], str | None]] = {
         "language": lambda case: case.language,
-        "sex": lambda case: _said(case, "sex") or reader.sex(case.text),
+        "sex": lambda case: reader.sex(_said(case, "sex") or "") or reader.sex(case.text),
         "age": _band,
         "specialty": lambda case: _said(case, "specialty"),
         "severity": lambda case: _said(case, "severity") or _said(case, "risk_level"),
@@ -71,4 +71,4 @@ def _place(group: str) -> tuple[int, str]:
     """Numbers in their order, then names in theirs."""
     digits = "".join(mark for mark in group.split("–", maxsplit=1)[0] if mark.isdigit())
     order = {"low": 0, "medium": 1, "high": 2, "critical": 3}.get(group, 0)
-    return (int(digits) + group.startswith((">", "≤")) * (group[0] == ">") if digits else order), group
+    return (int(digits) + group.startswith(">") if digits else order), group

@@ -170,6 +170,8 @@ def test_groups_of_cases() -> None:
     cases = {c.id: c for c in made}
     found = groups(cases)
     assert set(found) >= {("sex", "female"), ("sex", "male"), ("age", "18–39"), ("age", "65+")}
+    told = {i: case(i, ASTHMA, meta={"sex": "男" if i % 2 else "female"}) for i in range(12)}
+    assert {group for axis, group in groups({c.id: c for c in told.values()}) if axis == "sex"} == {"male", "female"}
     assert ("language", "en") not in found  # a single group tells nothing
     assert found["sex", "male"] == [c.id for c in made[8:]]
     assert sorted(i for (axis, _), ids in found.items() if axis == "length" for i in ids) == sorted(cases)
