@@ -344,6 +344,10 @@ SHAPES: list[tuple[str, Outcome, list[str], list[str]]] = [
 ]
 
 
+def test_the_shapes_are_many_and_differ() -> None:
+    assert len({text for text, *_ in SHAPES}) == len(SHAPES) > 200
+
+
 @pytest.mark.parametrize(("text", "outcome", "diseases", "reason"), SHAPES)
 def test_parse_reads(text: str, outcome: Outcome, diseases: list[str], reason: list[str]) -> None:
     """Each shape gives these names and reasons."""
