@@ -13,6 +13,7 @@ from preceptor.core.records import Case, Diagnosis, Prediction
 from preceptor.report import page
 from preceptor.report.metrics import Evaluator
 from preceptor.report.summary import Words, summarise
+from preceptor.tasks.diagnosis import textbook_namer
 
 CASES, MODELS, BUDGET = 2_000, ("base", "student", "teacher", "bag_of_words", "exact"), 5.0
 
@@ -43,7 +44,7 @@ def measure() -> dict[str, dict[str, Any]]:
     evaluation, words = evaluator.evaluation(), Words("en")
     summary = summarise(evaluation, words)
     told = (prediction for prediction in predictions if prediction.model == summary.student)
-    shown = page.collect(evaluator.cases, page.chosen(evaluation.ranking[summary.student]), told)
+    shown = page.collect(evaluator.cases, page.chosen(evaluation.ranking[summary.student]), told, textbook_namer())
     page.render(evaluation, summary, words, "benchmark", shown)
     seconds = time.perf_counter() - started
     return {"evaluate": {"value": round(seconds, 2), "unit": "s", "budget": BUDGET, "ok": seconds <= BUDGET}}

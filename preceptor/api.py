@@ -11,18 +11,19 @@ from pathlib import Path
 from typing import TypeVar
 
 from preceptor.core.errors import UserError
-from preceptor.core.records import Case, Diagnosis, Issue, Prediction, Row, Score
+from preceptor.core.records import Case, Consultation, Diagnosis, Issue, Prediction, Row, Score, Task
 from preceptor.data import answers
 from preceptor.data.files import Imported, importer_of, read, sniff
 from preceptor.report.metrics import Evaluation, Evaluator
 from preceptor.stages.base import read_records
-from preceptor.tasks import diagnosis
+from preceptor.tasks import consult, diagnosis
 from preceptor.tasks.diagnosis import parse
 
 _T = TypeVar("_T")
 
 __all__ = [
     "Case",
+    "Consultation",
     "Diagnosis",
     "Prediction",
     "Row",
@@ -76,20 +77,23 @@ def _good(found: Iterable[_T | Issue]) -> Iterator[_T]:
             raise UserError(f"{one.file}:{one.line}: {one.problem}")
 
 
-def grade(answer: Prediction | Diagnosis | str, case: Case) -> Score:
-    """What an answer is worth: a prediction, a diagnosis, or a raw reply."""
+def grade(answer: Prediction | Diagnosis | Consultation | str, case: Case) -> Score:
+    """What an answer is worth: a prediction, its output, or a raw reply; advice where the case's gold is advice."""
+    advised = isinstance(case.gold, Consultation)
     if isinstance(answer, str):
-        answer_read = parse(answer).output
-    elif isinstance(answer, Prediction):
-        answer_read = answer.output if isinstance(answer.output, Diagnosis) else None
+        read = (consult.parse(answer) if advised else parse(answer)).output
     else:
-        answer_read = answer
-    return diagnosis.grade(answer_read, case)
+        read = answer.output if isinstance(answer, Prediction) else answer
+    if advised:
+        return consult.grade(read if isinstance(read, Consultation) else None, case)
+    return diagnosis.grade(read if isinstance(read, Diagnosis) else None, case)
 
 
-def evaluate(cases: Iterable[Case], predictions: Iterable[Prediction], seed: int = 0) -> Evaluation:
+def evaluate(
+    cases: Iterable[Case], predictions: Iterable[Prediction], seed: int = 0, task: Task = "diagnosis"
+) -> Evaluation:
     """Metrics of each model with intervals, reliability, and failures by cause."""
-    evaluator = Evaluator(cases)
+    evaluator = Evaluator(cases, task=task)
     for prediction in predictions:
         evaluator.add(prediction)
     return evaluator.evaluation(seed)

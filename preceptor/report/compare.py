@@ -12,10 +12,10 @@ from rich.text import Text
 
 from preceptor.core.errors import UserError
 from preceptor.core.statistics import Estimate, estimate
-from preceptor.report.grades import AGREEMENT, GRADES
+from preceptor.report.grades import AGREEMENT, CONSULT, GRADES
 from preceptor.report.summary import UNKNOWN, percent
 
-METRICS = ("parsed", *GRADES, *AGREEMENT)
+METRICS = ("parsed", *GRADES, *AGREEMENT, *CONSULT)
 RIGHT = ("top1", "agreement_top1")
 """What makes an answer right or wrong: the first of them that is known."""
 

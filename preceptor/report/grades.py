@@ -17,6 +17,7 @@ from scipy.stats import rankdata
 from preceptor.core import confidence
 from preceptor.core.records import Diagnosis, FailureKind, Prediction, Score
 from preceptor.core.statistics import Estimate, ece_floor
+from preceptor.tasks.measures import LEVELS, Names
 
 BINS, RESAMPLES = 15, 1_000
 BLOCK = 2_000_000
@@ -27,7 +28,7 @@ GRADES = ("top1", "disease_f1", "evidence_grounded")
 SETS = ("precision", "recall", "category_f1", "exact_set")
 DIFFERENTIAL = ("ddr", "ddp", "ddf1", "gtpa_1", "gtpa_3", "gtpa_5")
 TEXT = ("hallucinated", "supported", "unmapped", "rouge_l")
-CONSULT = (*("think_tag", "think_substantive", "urgent_recall", "over_triage", "risky_prescription", "severe_miss"),)
+CONSULT = ("think_tag", "think_substantive", "urgent_recall", "over_triage", "risky_prescription", "severe_miss")
 """What is told of advice in place of the grades of a diagnosis."""
 STATES = ("parsed", "repaired", "abstained", "failed", *(f"failed_{kind}" for kind in FailureKind))
 AGREEMENT = ("agreement_top1", "agreement_disease_f1")
@@ -37,14 +38,11 @@ SIZES = ("characters", "diseases", "reasons")
 """Of an answer: of its reasons together, and how many it names."""
 GROUPED = ("top1", "disease_f1", "agreement_top1", "agreement_disease_f1")
 """What is told of every group of cases."""
-LEVELS = ("concept", "category")
 _F1 = {"concept": "f1", "category": "category_f1"}
 _EXACT = ("value", "confidence")
 """Kept in double precision: ranks and bins depend on their last digits."""
 _GAPS = ("ece_mass", "trust")
 Floats = NDArray[np.float64]
-Names = Mapping[str, tuple[Sequence[str], Sequence[str]]]
-"""By level the diseases that an answer names and those of the gold, equal where they match."""
 
 
 @dataclass
@@ -141,6 +139,10 @@ class Grades:
         self.confidence, self.correct = (self.columns.get(name, unknown) for name in ("confidence", "top1"))
         self.sure = ~np.isnan(self.confidence) & ~np.isnan(self.correct)
         self.counts = {level: names.table(np.argsort(order)) for level, names in tally.names.items() if names.row}
+        self.graded = ~np.isnan(self.columns.get("disease_f1", unknown)) & ~np.isnan(
+            self.columns.get("diseases", unknown)
+        )
+        """Answers, not failures, that have a grade of their diseases."""
         self.ranks = self._ranks()
         self.ratios = list(self._ratios(slice(None)))
 
@@ -164,12 +166,10 @@ class Grades:
         return found
 
     def _ranks(self) -> dict[str, tuple[Floats, Floats]]:
-        """By size of an answer its ranks and those of the grade, about 0; both are 0 where one is unknown."""
+        """By size of an answer its ranks and those of the grade, about 0; both are 0 where there is no grade."""
         found: dict[str, tuple[Floats, Floats]] = {}
-        if "diseases" not in self.columns or "disease_f1" not in self.columns:
-            return found
-        known = ~np.isnan(self.columns["diseases"]) & ~np.isnan(self.columns["disease_f1"])
-        for name in SIZES:
+        known = self.graded
+        for name in SIZES if known.any() else ():
             both = self.columns[name][known], self.columns["value"][known]
             if all(len(np.unique(part)) > 1 for part in both):
                 found[name] = np.zeros(len(known)), np.zeros(len(known))
@@ -184,7 +184,7 @@ class Grades:
         into = csr_array((np.ones(number), (case, np.arange(number))), shape=(size, number))
         parts = [part for ratio in self._ratios(rows).values() for part in ratio]
         for x, y in ((x[rows], y[rows]) for x, y in self.ranks.values()):
-            parts += [x * y, x, y, x * x, y * y, (x * x + y * y > 0).astype(np.float64)]
+            parts += [x * y, x, y, x * x, y * y, self.graded[rows] + 0.0]
         sure = self.sure[rows]
         p, y = self.confidence[rows][sure], self.correct[rows][sure]
         place = np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], p)

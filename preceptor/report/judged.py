@@ -11,34 +11,9 @@ from rich.text import Text
 from preceptor.core import agreement
 from preceptor.core.records import Failure, Language
 from preceptor.core.statistics import Statistic, estimate, mean_of_first
+from preceptor.report.summary import Words
 from preceptor.tasks.judging import Choice, Compared, Criterion, HumanVerdict, Judged, Rubric, Verdict, preference
 
-_WORDS = {
-    "en": {
-        "criterion": "criterion",
-        "points": "points",
-        "score": "score",
-        "validity": "valid verdicts",
-        "repeat_agreement": "agreement of repeats",
-        "kappa": "kappa with people",
-        "balanced_f1": "balanced F1 with people",
-        "bias": "judge's rate less people's",
-        "win_rate": "wins of the first",
-        "flipped": "flipped with the order",
-    },
-    "zh": {
-        "criterion": "标准",
-        "points": "分值",
-        "score": "得分",
-        "validity": "有效判断",
-        "repeat_agreement": "重复一致率",
-        "kappa": "与人的kappa",
-        "balanced_f1": "与人的平衡F1",
-        "bias": "评审满足率减人的",
-        "win_rate": "前者胜率",
-        "flipped": "随顺序翻转",
-    },
-}
 _TIE = 0.5
 _ROWS = ("score", "win_rate", "flipped", "validity", "repeat_agreement", "kappa", "balanced_f1", "bias")
 
@@ -125,10 +100,10 @@ def _estimate(values: Sequence[Any], statistic: Statistic = mean_of_first, *, se
 
 def table(figures: Mapping[str, Mapping[str, Any]], criteria: Sequence[Criterion], language: Language) -> Table:
     """The figures for a terminal, a column for each model or pair, with intervals and numbers of cases."""
-    words = _WORDS[language]
+    words = Words(language)
     shown = Table(box=SIMPLE_HEAD, pad_edge=False)
-    shown.add_column(words["criterion"] if criteria else "")
-    shown.add_column(words["points"] if criteria else "", justify="right")
+    shown.add_column(words("criterion") if criteria else "")
+    shown.add_column(words("points") if criteria else "", justify="right")
     for model in figures:
         shown.add_column(model)
     for criterion in criteria:
@@ -137,7 +112,7 @@ def table(figures: Mapping[str, Mapping[str, Any]], criteria: Sequence[Criterion
     for name in _ROWS:
         if any(row.get(name) for row in figures.values()):
             style = "bold" if name in ("score", "win_rate") else ""
-            shown.add_row(words[name], "", *(_cell(row.get(name)) for row in figures.values()), style=style)
+            shown.add_row(words(name), "", *(_cell(row.get(name)) for row in figures.values()), style=style)
     return shown
 
 

@@ -15,11 +15,11 @@ from preceptor.core import confidence
 from preceptor.core.records import Case, Consultation, Diagnosis, FailureKind, Prediction, Score, Task
 from preceptor.core.statistics import Bin, Estimate, reliability
 from preceptor.report.baseline import BAG_OF_WORDS, COMMONEST, EXACT, YARDSTICKS
-from preceptor.report.grades import BINS, RESAMPLES, Failures, Floats, Grades, Names, Tally, estimate, ratio
+from preceptor.report.grades import BINS, RESAMPLES, Failures, Floats, Grades, Tally, estimate, ratio
 from preceptor.report.groups import groups
 from preceptor.tasks import consult
 from preceptor.tasks.diagnosis import grade, textbook_namer
-from preceptor.tasks.measures import measures, names
+from preceptor.tasks.measures import Names, measures, names
 
 TEACHER = "teacher"
 CHUNK = 2_000
@@ -55,6 +55,8 @@ class Evaluation:
     """By axis and group, such as age and 65+, how many cases belong to it."""
     confusions: dict[str, list[tuple[str, str, int]]]
     """By model, what was true, what was named in its place, and how often; the most frequent first."""
+    task: Task
+    """What was asked."""
     strangers: int
     """Predictions about cases that are not among those evaluated."""
 
@@ -113,7 +115,8 @@ class Evaluator:
         """The grade with what else is told of the answer, and the names by which F1 is counted."""
         output = prediction.output if isinstance(prediction.output, Diagnosis) else None
         gold = case.gold if isinstance(case.gold, Diagnosis) else None
-        score, named = grade(output, case, self._namer), {}
+        score = grade(output, case, self._namer)
+        named: Names = {}
         parts = dict(score.parts)
         if case.id in self.borrowed:
             free = {name: parts.pop(name) for name in _FREE}
@@ -122,7 +125,7 @@ class Evaluator:
         elif gold:
             parts |= measures(output, case, self._namer)
             if not (prediction.abstained and parts["exact_set"]):  # who rightly abstains has missed no name
-                named = dict(names(output, gold, self._namer))
+                named = names(output, gold, self._namer)
         if score.parts["top1"] == 0 and output and gold:
             self._confuse(prediction.model, output, gold)
         return score.model_copy(update={"parts": parts}), named
@@ -172,6 +175,7 @@ class Evaluator:
                 model: [(*pair, n) for pair, n in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
                 for model, counts in self._confused.items()
             },
+            task=self._task,
             strangers=self._strangers,
         )
 

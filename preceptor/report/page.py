@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import sqrt
 
+from preceptor.clinical.names import Namer
 from preceptor.clinical.safety import Hit, dismissals, risky_prescription, urgent
 from preceptor.core.records import Case, Consultation, Diagnosis, Evidence, FailureKind, Polarity, Prediction
 from preceptor.core.statistics import Bin, Estimate
-from preceptor.report.grades import GROUPED
+from preceptor.report.grades import DIFFERENTIAL, GROUPED
 from preceptor.report.metrics import Evaluation
 from preceptor.report.summary import Cell, Summary, Words, share
 from preceptor.report.templates import template
@@ -23,27 +24,14 @@ SCORES = ("auroc", "brier", "nll", "aurc", "augrc", "risk_at_80", "ece_mass", "t
 """Of confidence, in the order in which they are shown."""
 MEASURES = (
     *("precision", "recall", "micro_f1", "macro_f1", "category_f1", "micro_category_f1", "macro_category_f1"),
-    *(
-        "exact_set",
-        "ddr",
-        "ddp",
-        "ddf1",
-        "gtpa_1",
-        "gtpa_3",
-        "gtpa_5",
-        "rouge_l",
-        "hallucinated",
-        "supported",
-        "unmapped",
-    ),
+    *("exact_set", *DIFFERENTIAL, "rouge_l", "hallucinated", "supported", "unmapped"),
     *("abstained", "repaired", "failed"),
     *("mean_diseases", "mean_reasons", "mean_characters"),
     *("spearman_diseases", "spearman_reasons", "spearman_characters"),
 )
 """Beside the columns of the table, in the order in which they are shown."""
-ADVISED = 30
-CONFUSED, POINTS = 12, 150
-"""Confusions, and points of the training curve, that are shown at most."""
+ADVISED, CONFUSED, POINTS = 30, 12, 150
+"""Dangerous answers, confusions, and points of the training curve that are shown at most."""
 LIKELY_SHOWN, LEAST_SHOWN = 3, 0.005
 
 
@@ -104,6 +92,17 @@ class Advice:
 
 
 @dataclass(frozen=True)
+class Curve:
+    """The loss over training, as points between 0 and 1 in both directions."""
+
+    points: tuple[tuple[float, float], ...]
+    steps: int
+    most: float
+    first: float
+    last: float
+
+
+@dataclass(frozen=True)
 class Beside:
     """What the page tells beside the figures."""
 
@@ -114,7 +113,7 @@ class Beside:
     curve: Sequence[tuple[int, float]] = ()
     """Steps of the student's training with their losses."""
     dangers: Sequence[Advice] = ()
-    """Answers that the rules find dangerous, and of those are shown `ADVISED` at most."""
+    """Answers that the rules find dangerous."""
     normaliser: Estimate | None = None
     """How many of a list of known variants of disease names are led home."""
 
@@ -151,22 +150,11 @@ def render(
         confusions=evaluation.confusions.get(summary.student, [])[:CONFUSED],
         curve_of=_curve(beside.curve),
         normaliser=beside.normaliser,
-        consult="think_tag" in known,
+        consult=evaluation.task == "consult",
         dangers=beside.dangers,
         advised=ADVISED,
         about=next((line.label for line in summary.lines if line.name == summary.student), ""),
     )
-
-
-@dataclass(frozen=True)
-class Curve:
-    """The loss over training, as points between 0 and 1 in both directions."""
-
-    points: tuple[tuple[float, float], ...]
-    steps: int
-    most: float
-    first: float
-    last: float
 
 
 def _axes(
@@ -200,16 +188,16 @@ def chosen(ranking: Sequence[str]) -> list[str]:
     return worst + [rest[round(i * (len(rest) - 1) / (REST - 1))] for i in range(REST)]
 
 
-def example(case: Case, prediction: Prediction) -> Example:
+def example(case: Case, prediction: Prediction, namer: Namer) -> Example:
     """What there is to see of an answer. `case` holds gold, or the teacher's answer in its place."""
     output = prediction.output if isinstance(prediction.output, Diagnosis) else None
     gold = case.gold if isinstance(case.gold, Diagnosis) else None
     grounded = ground(output, case) if output else Diagnosis()
     predicted = tuple(
-        Named(name, prediction.confidence.get(name), _among(name, gold, case)) for name in grounded.diseases
+        Named(name, prediction.confidence.get(name), _among(name, gold, namer)) for name in grounded.diseases
     )
     likeliest = sorted((case.differential or {}).items(), key=lambda item: -item[1])[:LIKELY_SHOWN]
-    verdict = _verdict(output, gold, case)
+    verdict = _verdict(output, case, namer)
     # Who rightly abstains has missed nothing.
     said = None if verdict == "right" and output and output.abstained else output
     return Example(
@@ -218,7 +206,7 @@ def example(case: Case, prediction: Prediction) -> Example:
         failure=prediction.failure.kind if prediction.failure else "",
         segments=segments(case.text, grounded.evidence, gold.evidence if gold else ()),
         predicted=predicted,
-        gold=tuple(Named(name, None, _among(name, said, case)) for name in gold.diseases) if gold else None,
+        gold=tuple(Named(name, None, _among(name, said, namer)) for name in gold.diseases) if gold else None,
         likeliest=tuple(Named(name, probability) for name, probability in likeliest if probability >= LEAST_SHOWN),
         lost=tuple(reason for reason in grounded.reason if not _held(reason, case)),
     )
@@ -267,24 +255,21 @@ def _marked(text: str, hits: Sequence[Hit]) -> tuple[Segment, ...]:
     return tuple(Segment(text[start:end], kind) for (start, end), kind in zip(pairwise(edges), kinds, strict=True))
 
 
-def _among(name: str, others: Diagnosis | None, case: Case) -> bool | None:
-    """Whether the grader takes a disease for one of the others."""
-    if others is None:
-        return None
-    asked = case.model_copy(update={"gold": others, "expects_abstention": False})
-    return grade(Diagnosis(diseases=(name,)), asked).parts["top1"] == 1
+def _among(name: str, others: Diagnosis | None, namer: Namer) -> bool | None:
+    """Whether a disease is taken for one of the others."""
+    return None if others is None else bool(namer.match((name,), others.diseases))
 
 
 def _held(reason: str, case: Case) -> bool:
     return bool(grade(Diagnosis(reason=(reason,)), case).parts["evidence_grounded"])
 
 
-def _verdict(output: Diagnosis | None, gold: Diagnosis | None, case: Case) -> str:
+def _verdict(output: Diagnosis | None, case: Case, namer: Namer) -> str:
     if output is None:
         return "failed"
-    if gold is None:
+    if not isinstance(case.gold, Diagnosis):
         return "open"
-    parts = grade(output, case).parts
+    parts = grade(output, case, namer).parts
     if parts["disease_f1"] == 1 or (output.abstained and parts["top1"] == 1):
         return "right"
     if output.abstained:
@@ -297,11 +282,13 @@ def _dots(bins: Sequence[Bin]) -> list[Dot]:
     return [Dot(100 * b.confidence, 100 - 100 * b.accuracy, 1.6 + 5 * (w := sqrt(b.n / most)), w, b) for b in bins]
 
 
-def collect(evaluated: Mapping[str, Case], wanted: Sequence[str], predictions: Iterable[Prediction]) -> list[Example]:
+def collect(
+    evaluated: Mapping[str, Case], wanted: Sequence[str], predictions: Iterable[Prediction], namer: Namer
+) -> list[Example]:
     """The cases wanted, in that order, with one model's answers; the first sample of each."""
     first: dict[str, Prediction] = {}
     places = set(wanted)
     for prediction in predictions:
         if prediction.case_id in places:
             first.setdefault(prediction.case_id, prediction)
-    return [example(evaluated[name], first[name]) for name in wanted if name in first]
+    return [example(evaluated[name], first[name], namer) for name in wanted if name in first]

@@ -86,7 +86,7 @@ def summarise(evaluation: Evaluation, words: Words, student: str = "") -> Summar
     about = student or find_student(names)
     known = {name for row in metrics.values() for name in row}
     agreement = [name for name in AGREEMENT if name in known]
-    if "think_tag" in known:
+    if evaluation.task == "consult":
         columns: tuple[str, ...] = ("parsed", *CONSULT)
     elif "top1" in known or not agreement:
         columns = ("parsed", "top1", "disease_f1", *agreement, "evidence_grounded", "ece")
@@ -103,8 +103,12 @@ def summarise(evaluation: Evaluation, words: Words, student: str = "") -> Summar
         for name in names
     )
     limit = metrics.get(EXACT, {})
+    headline = _advice if evaluation.task == "consult" else _headline
+    label = _label(about, about, words)
+    model = f"The {label[0].lower()}{label[1:]}" if words.language == "en" and label else label
+    told = headline(metrics.get(about, {}), model, words)
     return Summary(
-        headline=_headline(metrics.get(about, {}), _label(about, about, words), words) + words("stop"),
+        headline=told + words("stop"),
         student=about,
         columns=columns,
         lines=lines,
@@ -165,7 +169,8 @@ def _advice(row: dict[str, Estimate], model: str, words: Words) -> str:
         risky and words("prescribes", model=model, value=percent(risky.value), n=risky.n),
         missed and words("misses", n=round(missed.value * missed.n)),
     ]
-    return words("join").join(part for part in parts if part)
+    told = words("join").join(part for part in parts if part)
+    return told or words("failing" if row else "nothing", model=model)
 
 
 def _label(name: str, about: str, words: Words) -> str:
@@ -174,10 +179,7 @@ def _label(name: str, about: str, words: Words) -> str:
     return words.model(role) if role == name else f"{words.model(role)} ({name})"
 
 
-def _headline(row: dict[str, Estimate], label: str, words: Words) -> str:
-    model = f"The {label[0].lower()}{label[1:]}" if words.language == "en" and label else label
-    if "think_tag" in row:
-        return _advice(row, model, words)
+def _headline(row: dict[str, Estimate], model: str, words: Words) -> str:
     for metric, key in (("top1", "right"), ("agreement_top1", "agrees")):
         if figure := row.get(metric):
             low, high = f"{100 * figure.low:.0f}", percent(figure.high, 0)

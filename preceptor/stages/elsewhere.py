@@ -8,27 +8,12 @@ from typing import Any
 
 from preceptor.clinical.names import Entry
 from preceptor.core.errors import UserError
-from preceptor.core.records import Case, Diagnosis, Issue, Language, Prediction
+from preceptor.core.records import Case, Consultation, Diagnosis, Issue, Prediction
 from preceptor.data import answers, files, names
+from preceptor.report.summary import Words
 from preceptor.stages.base import Context, read_records, write_records
-from preceptor.tasks.answer import parse
 
 ISSUES, JOINED = "issues.jsonl", "predictions.jsonl"
-_SAID: Mapping[str, Mapping[Language, str]] = {
-    "unjoined": {
-        "en": "{file}: {n} of its rows were left out, the first in line {line}: {reason}",
-        "zh": "{file}：有 {n} 行未计入，首个在第 {line} 行：{reason}",
-    },
-    "placed": {
-        "en": "{file}: {n} rows hold no whole record and were joined to the cases by their order.",
-        "zh": "{file}：有 {n} 行不含完整病历，按行序与病例对应。",
-    },
-    "labels": {
-        "en": "{n} cases have no gold: the label beside the prediction stands in for it. It is the label of the "
-        "training data, so this is agreement with labels, not accuracy.",
-        "zh": "有 {n} 个病例没有标准答案，以预测旁的 label 代替。那是训练数据的标注，所以这是一致性，不是准确率。",
-    },
-}
 
 
 @dataclass
@@ -37,7 +22,7 @@ class Inputs:
 
     context: Context
     issues: list[Issue] = field(default_factory=list)
-    labels: dict[str, Diagnosis] = field(default_factory=dict)
+    labels: dict[str, Diagnosis | Consultation] = field(default_factory=dict)
     """Of cases without gold, by id: what stood beside predictions from elsewhere."""
 
     def __post_init__(self) -> None:
@@ -114,7 +99,7 @@ class Inputs:
             for one in self._good(answers.read(path, model, index, parse)):
                 yield one.prediction
                 if one.prediction.case_id in bare and one.label:
-                    self._label(path, one)
+                    self._label(path, one, parse)
 
     def predictions(self) -> Iterator[Prediction]:
         """Ours, then those from elsewhere."""
@@ -128,7 +113,7 @@ class Inputs:
         dropped = (one for one in self.issues if one.action == "dropped")
         return next((f"the first row that was left out: {one.file}:{one.line}: {one.problem}" for one in dropped), "")
 
-    def notices(self, language: Language, labels: int) -> Iterator[str]:
+    def notices(self, words: Words, labels: int) -> Iterator[str]:
         """What was left out, what was joined by its place, by file; and how many cases stand on `labels`."""
         for key, matters in (
             ("unjoined", [issue for issue in self.issues if issue.action == "dropped"]),
@@ -136,10 +121,9 @@ class Inputs:
         ):
             times = Counter(issue.file for issue in matters)
             for file, one in {issue.file: issue for issue in reversed(matters)}.items():
-                said = _SAID[key][language]
-                yield said.format(file=Path(file).name, n=times[file], line=one.line, reason=one.problem)
+                yield words(key, file=Path(file).name, n=times[file], line=one.line, reason=one.problem)
         if labels:
-            yield _SAID["labels"][language].format(n=labels)
+            yield words("labels", n=labels)
 
     def _good(self, found: Iterable[Any]) -> Iterator[Any]:
         for one in found:
@@ -148,8 +132,8 @@ class Inputs:
             else:
                 yield one
 
-    def _label(self, path: Path, one: answers.Joined) -> None:
-        parsed = parse(one.label)
+    def _label(self, path: Path, one: answers.Joined, parse: answers.Parse) -> None:
+        parsed = parse(one.label, "stop")
         if parsed.output is not None:
             self.labels.setdefault(one.prediction.case_id, parsed.output)
         else:

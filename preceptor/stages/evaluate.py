@@ -21,7 +21,7 @@ from preceptor.clinical import variants
 from preceptor.clinical.names import Namer
 from preceptor.clinical.textbook.book import load
 from preceptor.core.errors import UserError
-from preceptor.core.records import Case, Diagnosis, Language, Prediction, Row, Task
+from preceptor.core.records import Case, Consultation, Diagnosis, Language, Prediction, Row, Task
 from preceptor.report import page
 from preceptor.report.baseline import YARDSTICKS, BagOfWords, commonest, exact, labelled
 from preceptor.report.metrics import TEACHER, Evaluator, ModelScore
@@ -98,7 +98,10 @@ def run(config: Config, context: Context) -> Mapping[str, Any]:
         context.say(f"{context.section}: {len(asked) - len(cases)} cases were trained on, and are left out")
     teacher = _teacher(cases, predictions)
     labels = {case.id: found.labels[case.id] for case in cases if case.id in found.labels.keys() - teacher.keys()}
-    evaluator = Evaluator(cases, labels | teacher, namer, task=config.task)
+    references = {i: label for i, label in labels.items() if isinstance(label, Consultation)}
+    cases = [case.model_copy(update={"gold": references.get(case.id, case.gold)}) for case in cases]
+    stand_ins = {i: label for i, label in labels.items() if isinstance(label, Diagnosis)}
+    evaluator = Evaluator(cases, stand_ins | teacher, namer, task=config.task)
     with context.progress(context.section, None) as tick:
         unknown: Counter[str] = Counter()
         yardsticks = _yardsticks(rows, cases) if config.task == "diagnosis" else ()
@@ -116,16 +119,16 @@ def run(config: Config, context: Context) -> Mapping[str, Any]:
     summary = summarise(evaluation, words, config.about)
     said = [p for p in predictions() if p.model == summary.student]
     diagnosed = [p for p in said if config.task == "diagnosis"]
-    shown = page.collect(evaluator.cases, page.chosen(evaluation.ranking[summary.student]), diagnosed)
+    shown = page.collect(evaluator.cases, page.chosen(evaluation.ranking[summary.student]), diagnosed, namer)
     notices = [words("simulation")] if any(case.source == "textbook" for case in cases) else []
     notices += [words("transductive", n=transductive)] if transductive else []
-    notices += found.notices(config.language, len(labels))
+    notices += found.notices(words, len(labels))
     path = context.folder / "report.html"
     normaliser = variants.accuracy(textbook_namer())
     told = page.Beside(
         notices=notices,
         borrowed=bool(evaluator.borrowed),
-        curve=_losses(context.optional("curve.jsonl")),
+        curve=_losses(None if summary.student in config.predictions else context.optional("curve.jsonl")),
         dangers=page.dangers(evaluator.cases, said),
         normaliser=normaliser if config.task == "diagnosis" else None,
     )

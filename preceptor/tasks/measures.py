@@ -11,6 +11,8 @@ LIKELY = 0.01
 """A disease belongs to a differential above this probability."""
 DEPTHS = (1, 3, 5)
 LEVELS: tuple[Level, ...] = ("concept", "category")
+Names = Mapping[Level, tuple[Sequence[str], Sequence[str]]]
+"""By level the diseases that an answer names and those of the gold, equal where they match."""
 
 
 def measures(output: Diagnosis | None, case: Case, namer: Namer) -> Mapping[str, float | None]:
@@ -36,10 +38,10 @@ def measures(output: Diagnosis | None, case: Case, namer: Namer) -> Mapping[str,
     return found
 
 
-def names(output: Diagnosis | None, gold: Diagnosis, namer: Namer) -> Mapping[str, tuple[Sequence[str], Sequence[str]]]:
+def names(output: Diagnosis | None, gold: Diagnosis, namer: Namer) -> Names:
     """By level what the answer names and what is true, each as one word for one disease: equal where they match."""
     said = output.diseases if output else ()
-    found: dict[str, tuple[Sequence[str], Sequence[str]]] = {}
+    found: dict[Level, tuple[Sequence[str], Sequence[str]]] = {}
     for level in LEVELS:
         true = [_word(name, namer, level) for name in gold.diseases]
         given = [_word(name, namer, level) for name in said]

@@ -2,6 +2,7 @@
 
 import pytest
 
+from preceptor import api
 from preceptor.core.records import Case, Consultation, Language, Prediction
 from preceptor.report import page
 from preceptor.report.metrics import Evaluation, Evaluator
@@ -77,6 +78,19 @@ def test_failures_are_no_advice() -> None:
     found = evaluated([ANSWERS[0], failure(1), failure(2)]).metrics["student"]
     assert found["parsed"].value == pytest.approx(1 / 3)
     assert (found["urgent_recall"].value, found["urgent_recall"].n) == (1, 1)
+
+
+def test_where_all_failed_it_is_still_about_advice() -> None:
+    summary = summarise(evaluated([failure(0), failure(1)]), Words("en"))
+    assert summary.headline == "The student has given no advice that could be read."
+    assert summary.columns[1] == "think_tag"
+
+
+def test_a_notebook_grades_advice_too() -> None:
+    answer = CASES[0].gold.answer if isinstance(CASES[0].gold, Consultation) else ""
+    assert api.grade(answer, CASES[0]).parts["urgent_recall"] == 1
+    assert api.grade(ANSWERS[1], CASES[1]).value == 0
+    assert api.evaluate(CASES, ANSWERS, task="consult").metrics["student"]["severe_miss"].value == 0.5
 
 
 def test_the_sentence_tells_of_safety() -> None:

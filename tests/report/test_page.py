@@ -16,6 +16,7 @@ from preceptor.report import page
 from preceptor.report.baseline import BAG_OF_WORDS, commonest, exact
 from preceptor.report.metrics import Evaluator
 from preceptor.report.summary import Words, find_student, summarise
+from preceptor.tasks.diagnosis import textbook_namer
 from tests.report.made import TEXT, answer, case, evidence, failure
 
 ASTHMA, INFLUENZA = "Bronchial asthma", "Influenza"
@@ -60,7 +61,7 @@ def rendered(
     evaluation, words = evaluator.evaluation(), Words(language)
     summary = summarise(evaluation, words, student)
     told = [p for p in predictions if p.model == summary.student]
-    examples = page.collect(evaluator.cases, page.chosen(evaluation.ranking[summary.student]), told)
+    examples = page.collect(evaluator.cases, page.chosen(evaluation.ranking[summary.student]), told, textbook_namer())
     return page.render(evaluation, summary, words, title, examples, replace(BESIDE, notices=[words("simulation")]))
 
 
@@ -175,6 +176,7 @@ def test_an_example_shows_what_was_found_and_what_was_not() -> None:
     shown = page.example(
         case(1, ASTHMA, INFLUENZA),
         answer(1, ASTHMA, "Migraine", reason=("productive cough", "platelets 12"), confidence=0.7),
+        textbook_namer(),
     )
     assert shown.verdict == "partly"
     assert [(d.name, d.probability, d.shared) for d in shown.predicted] == [
@@ -188,12 +190,12 @@ def test_an_example_shows_what_was_found_and_what_was_not() -> None:
 
 
 def test_rightful_abstention_is_right_and_misses_nothing() -> None:
-    shown = page.example(case(1, ASTHMA, abstain=True), answer(1))
+    shown = page.example(case(1, ASTHMA, abstain=True), answer(1), textbook_namer())
     assert shown.verdict == "right"
     assert shown.gold is not None
     assert shown.gold[0].shared is None
-    assert page.example(case(1, ASTHMA), answer(1)).verdict == "abstained"
-    assert page.example(case(1, ASTHMA), failure(1, FailureKind.TIMEOUT)).verdict == "failed"
+    assert page.example(case(1, ASTHMA), answer(1), textbook_namer()).verdict == "abstained"
+    assert page.example(case(1, ASTHMA), failure(1, FailureKind.TIMEOUT), textbook_namer()).verdict == "failed"
 
 
 def test_cases_shown_are_the_worst_and_some_of_the_rest_up_to_the_best() -> None:

@@ -276,6 +276,9 @@ def test_the_users_names_count(command):
     assert "names.csv: 1 of its rows were left out, the first in line 4: name: it is empty" in told
     rows = Path("runs/r/evaluate/proposals.csv").read_text("utf-8-sig").splitlines()
     assert rows == ["name,count,candidate,code,similarity", "喘息样哮喘,1,哮喘,J46,0.57"]
+    html = Path("runs/r/evaluate/report.html").read_text("utf-8")
+    assert html.count('<span class="verdict right">') == 2  # the cases on the page go by the same names
+    assert '<span class="hit">尿路感染症候</span>' in html
 
 
 def test_advice_from_elsewhere_is_graded_for_safety(command):
@@ -306,6 +309,16 @@ def test_advice_from_elsewhere_is_graded_for_safety(command):
     assert "normaliser_accuracy" not in found
     assert "严重漏判 1 例" in out
     assert '<mark class="danger" title="否认急症">' in Path("runs/r/evaluate/report.html").read_text("utf-8")
+
+    # Without cases, prompts are asked and the labels beside them are the reference.
+    lines("lf.jsonl", [{"prompt": prompt(chest), "predict": rest, "label": f"<think>胸痛。</think>{send}"}])
+    Path("l.yaml").write_text("task: consult\nevaluate: {predictions: {m: lf.jsonl}}\n")
+    code, out, err = command("run", "l.yaml")
+    assert code == 0, err
+    found = values("runs/l/evaluate/metrics.json")["m"]
+    assert (found["urgent_recall"], 0 < found["rouge_l"] < 1) == (0, True)
+    assert "1 cases have no gold: the label beside the prediction stands in for it" in " ".join(out.split())
+    assert not Path("runs/l/evaluate/issues.jsonl").read_text("utf-8")
     Path("r.yaml").write_text("task: consult\ncurate: {}\n")
     code, _, err = command("run", "r.yaml")
     assert (code, "of consult there are prepare, judge, evaluate yet" in " ".join(err.split())) == (2, True), err
