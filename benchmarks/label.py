@@ -59,7 +59,7 @@ async def _label(url: str, folder: Path) -> float:
         return reply.text
 
     results: dict[str, Any] = {}
-    conversations = {str(number): conversation(number) for number in range(REQUESTS)}
+    conversations = ((str(number), conversation(number)) for number in range(REQUESTS))
     with Ledger(folder / "ledger.db") as ledger:
         endpoint = Endpoint(EndpointConfig(url=url), "slow")
         start = time.perf_counter()

@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from preceptor.app.stages import STAGES
 from preceptor.core.errors import UserError
 from preceptor.core.records import Language, Task
-from preceptor.stages.base import Need, Stage, StageConfig, TeacherConfig, nearest
+from preceptor.stages.base import Need, Stage, StageConfig, nearest
+from preceptor.stages.teacher import TeacherConfig
 
 _SECTION = re.compile(r"\w[\w-]*")
 """It is a folder's name, and the first part of a dotted key."""

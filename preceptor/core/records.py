@@ -105,8 +105,8 @@ class Request(Record):
 
     messages: tuple[Message, ...]
     sampling: Sampling = Sampling()
-    json_reply: bool = False
-    """Ask the endpoint for a JSON object (`response_format`)."""
+    json_schema: str = ""
+    """JSON schema of the reply, as JSON; endpoints that can are held to it (`response_format`)."""
     logprobs: int | None = Field(default=None, ge=0, le=20)
     """Alternatives wanted a token; 0 is the chosen token's log-probability alone, None is none at all."""
 
@@ -115,7 +115,8 @@ class Token(Record):
     """One generated token: its text as UTF-8 (a character may span several tokens) and log-probability."""
 
     utf8: bytes
-    logprob: float
+    logprob: float | None
+    """None where the endpoint gave none."""
     alternatives: tuple[tuple[bytes, float], ...] = ()
 
 
@@ -123,7 +124,14 @@ class Usage(Record):
     """Tokens that a reply took."""
 
     prompt_tokens: int = 0
+    cached_tokens: int = 0
+    """Of the prompt, what the provider had in its cache."""
     completion_tokens: int = 0
+    thinking_tokens: int = 0
+    """Of the completion, what was thought before the reply."""
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(**{name: getattr(self, name) + getattr(other, name) for name in Usage.model_fields})
 
 
 class Reply(Record):
@@ -176,6 +184,12 @@ class Prediction(Record):
     failure: Failure | None = None
     repaired: bool = False
     """The reply parsed only after mending."""
+    corrected: bool = False
+    """An earlier reply did not parse; the model was told why, and answered again."""
+    revised: bool = False
+    """The last turn says something else than an earlier one: a second look changed the answer."""
+    agreement: float | None = Field(default=None, ge=0, le=1)
+    """Share of the samples of this answer that say the same, where several were drawn."""
     confidence: dict[str, float] = Field(default_factory=dict)
     """Probability of each disease that the answer names, where known."""
     usage: Usage = Usage()

@@ -198,7 +198,7 @@ class Endpoint:
             "max_tokens": sampling.max_tokens,
             "stop": list(sampling.stop) or None,
             "seed": sampling.seed,
-            "response_format": {"type": "json_object"} if request.json_reply else None,
+            "response_format": None,
             "logprobs": True if request.logprobs is not None else None,
             "top_logprobs": request.logprobs or None,
         }

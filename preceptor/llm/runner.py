@@ -11,7 +11,7 @@ import random
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable
 from types import TracebackType
 from typing import Generic, TypeVar
 
@@ -23,24 +23,26 @@ from preceptor.llm.completer import Completer, ProviderError
 from preceptor.llm.ledger import Claim, Ledger, request_key
 
 T = TypeVar("T")
+K = TypeVar("K")
 _DRAIN = 5.0
 _THROTTLES = 20
 logging.getLogger("stamina").setLevel(logging.ERROR)  # retries are counted in the ledger
 
 
 async def run(
-    conversations: Mapping[str, Generator[Request, Reply, T]],
+    conversations: Iterable[tuple[K, Generator[Request, Reply, T]]],
     completer: Completer,
     ledger: Ledger | None,
     concurrency: int,
-    on_result: Callable[[str, T | Failure], None],
+    on_result: Callable[[K, T | Failure], None],
     *,
-    sample: Callable[[str], int] = lambda _: 0,
+    sample: Callable[[K], int] = lambda _: 0,
     attempts: int = 5,
 ) -> None:
     """Bring every conversation to its result or its failure; `on_result` hears of each once.
 
-    `sample` numbers a conversation's draw. Without a ledger nothing is stored or replayed.
+    Conversations are drawn as there is room for them, so that millions take no memory. `sample` numbers a
+    conversation's draw. Without a ledger nothing is stored or replayed.
     The first Ctrl-C stops sending and waits five seconds for replies, a second one stops at once.
     """
     runner = _Runner(conversations, completer, ledger, concurrency, on_result, sample, attempts)
@@ -91,18 +93,19 @@ class _Gate:
         self._limit = min(float(self._top), self._limit + 1 / self._limit)
 
 
-class _Runner(Generic[T]):
+class _Runner(Generic[K, T]):
     def __init__(
         self,
-        conversations: Mapping[str, Generator[Request, Reply, T]],
+        conversations: Iterable[tuple[K, Generator[Request, Reply, T]]],
         completer: Completer,
         ledger: Ledger | None,
         concurrency: int,
-        on_result: Callable[[str, T | Failure], None],
-        sample: Callable[[str], int],
+        on_result: Callable[[K, T | Failure], None],
+        sample: Callable[[K], int],
         attempts: int,
     ) -> None:
-        self._conversations = conversations
+        self._conversations = iter(conversations)
+        self._open: dict[K, Generator[Request, Reply, T]] = {}
         self._completer = completer
         self._ledger = ledger
         self._on_result = on_result
@@ -116,10 +119,9 @@ class _Runner(Generic[T]):
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
-        ids = iter(self._conversations)
         # A few more workers than sends: they commit intents and replies while others' are on their way.
-        count = min(len(self._conversations), self._concurrency + self._concurrency // 4 + 1)
-        self._workers = {loop.create_task(self._work(ids)) for _ in range(count)}
+        count = self._concurrency + self._concurrency // 4 + 1
+        self._workers = {loop.create_task(self._work()) for _ in range(count)}
         main = threading.current_thread() is threading.main_thread()
         previous = signal.getsignal(signal.SIGINT)
         if main:
@@ -133,7 +135,7 @@ class _Runner(Generic[T]):
             for task in self._workers:
                 task.cancel()
             await asyncio.gather(*self._workers, return_exceptions=True)
-            for conversation in self._conversations.values():
+            for conversation in self._open.values():
                 conversation.close()
         if self._interrupts:
             raise KeyboardInterrupt
@@ -168,11 +170,13 @@ class _Runner(Generic[T]):
         for task in self._workers - self._sending:
             task.cancel()
 
-    async def _work(self, ids: Iterator[str]) -> None:
-        for name in ids:
-            await self._drive(name, self._conversations[name])
+    async def _work(self) -> None:
+        for name, conversation in self._conversations:
+            self._open[name] = conversation
+            await self._drive(name, conversation)
+            del self._open[name]
 
-    async def _drive(self, name: str, conversation: Generator[Request, Reply, T]) -> None:
+    async def _drive(self, name: K, conversation: Generator[Request, Reply, T]) -> None:
         repeats: Counter[Request] = Counter()
         reply: Reply | None = None
         while True:

@@ -3,10 +3,8 @@
 Answers stream into one file as they come, so that a kill loses none, and no case is asked about twice.
 """
 
-import asyncio
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,22 +15,17 @@ from pydantic import Field
 from preceptor.core.errors import UserError, WorkError
 from preceptor.core.records import Case, Diagnosis, Failure, FailureKind, Language, Prediction, Request, Sampling
 from preceptor.llm.completer import Completer
-from preceptor.llm.endpoint import Endpoint
-from preceptor.llm.ledger import Ledger
-from preceptor.llm.runner import run as converse
-from preceptor.llm.server import started
 from preceptor.stages.base import (
-    LEDGER,
     Context,
     How,
     Lines,
     Need,
     StageConfig,
-    TeacherConfig,
     read_records,
     resolve_callable,
     write_records,
 )
+from preceptor.stages.teacher import converse
 from preceptor.tasks import prompts
 from preceptor.tasks.strategies import STRATEGIES, Asking, Conversation, Strategy, failed
 
@@ -52,8 +45,6 @@ class AskingConfig(StageConfig):
     """One of the package's, or the path of a text file."""
     temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     max_tokens: int = Field(default=512, gt=0)
-    json_reply: bool = False
-    """Ask the endpoint for a JSON object; not every server can."""
     concurrency: Annotated[int, How()] = Field(default=16, gt=0)
     """Requests to an endpoint at once."""
 
@@ -96,13 +87,11 @@ class Answers:
             prompts.load("diagnosis", config.prompt, config.language),
             model,
             Sampling(temperature=config.temperature, max_tokens=config.max_tokens),
-            json_reply=config.json_reply,
             confidence=confidence,
         )
         owed = {case.id: case for case in self.owed(model)}
         failures = sum(1 for p in self.given.values() if p.model == model and p.failure)
         with (
-            Ledger(context.runs / LEDGER, f"{context.recipe}/{context.section}") as ledger,
             Lines(context.folder / PREDICTIONS) as lines,
             context.progress(f"{context.section}: {model}", len(self.cases)) as tick,
         ):
@@ -117,10 +106,10 @@ class Answers:
                 failures += prediction.failure is not None
                 tick(1, f"{failures} failed" if failures else "")
 
-            conversations = {
-                identity: _conversation(strategy, config.strategy, case, asking) for identity, case in owed.items()
-            }
-            asyncio.run(_drive(conversations, completer, ledger, concurrency, keep))
+            conversations = (
+                (identity, _conversation(strategy, config.strategy, case, asking)) for identity, case in owed.items()
+            )
+            converse(conversations, completer, context, concurrency, keep)
         answers = [prediction for (name, _), prediction in self.given.items() if name == model]
         broken = [p.failure.detail for p in answers if p.failure and p.failure.kind in _ASK_AGAIN]
         if owed and len(broken) == len(answers):
@@ -157,29 +146,6 @@ def _conversation(strategy: Strategy, name: str, case: Case, asking: Asking) -> 
 
 def _not_a_strategy(name: str, why: str) -> UserError:
     return UserError(f"strategy {name!r}: {why}; preceptor/tasks/strategies.py shows one")
-
-
-async def _drive(conversations: Any, completer: Completer, ledger: Ledger, concurrency: int, keep: Any) -> None:
-    try:
-        await converse(conversations, completer, ledger, concurrency, keep)
-    finally:
-        await completer.close()
-
-
-@contextmanager
-def teacher(config: TeacherConfig, context: Context) -> Iterator[Completer]:
-    """The teacher's endpoint, started if it is ours to start."""
-    log = context.folder / "server.log"
-    if config.endpoint.start:
-        with context.progress(f"starting {config.endpoint.name}", None):
-            server = started(config.endpoint, config.model, log)
-            url = server.__enter__()
-        try:
-            yield Endpoint(config.endpoint, config.model, url)
-        finally:
-            server.__exit__(None, None, None)
-    else:
-        yield Endpoint(config.endpoint, config.model)
 
 
 def _account(predictions: Sequence[Prediction]) -> Mapping[str, Any]:

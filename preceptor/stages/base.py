@@ -19,7 +19,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from preceptor.core.errors import UserError
 from preceptor.core.records import Record
-from preceptor.llm.endpoint import EndpointConfig
 
 _R = TypeVar("_R", bound=Record)
 
@@ -79,16 +78,6 @@ class StageConfig(BaseModel):
     def needs(self) -> tuple[Need, ...]:
         """What the stage reads."""
         return ()
-
-
-class TeacherConfig(BaseModel):
-    """Who labels."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model: str = "textbook"
-    endpoint: Annotated[EndpointConfig, How(keep=("name", "extra"))]
-    """A server's URL, `textbook`, or the fields of an endpoint. Only its name and `extra` decide replies."""
 
 
 def result_fields(config: BaseModel) -> dict[str, Any]:

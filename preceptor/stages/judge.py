@@ -4,7 +4,6 @@ How far the judge can be trusted stands beside what it says: how many of its ver
 with itself when asked again, and how far with people.
 """
 
-import asyncio
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,22 +17,18 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from preceptor.core.errors import UserError, WorkError
 from preceptor.core.records import Case, Failure, Language, Prediction, Reply, Request, Sampling, Task
 from preceptor.data.rows import BadRow, rows
-from preceptor.llm.ledger import Ledger
-from preceptor.llm.runner import run as converse
 from preceptor.report import judged
-from preceptor.stages.asking import teacher
 from preceptor.stages.base import (
-    LEDGER,
     Context,
     How,
     Need,
     Stage,
     StageConfig,
-    TeacherConfig,
     nearest,
     read_records,
     write_records,
 )
+from preceptor.stages.teacher import TeacherConfig, converse, teacher
 from preceptor.tasks import judging, prompts
 from preceptor.tasks.judging import HumanVerdict, Rubric
 from preceptor.tasks.prompts import Prompt
@@ -125,28 +120,19 @@ class _Bench:
         """What comes of each question, asked as often as `repeats` says."""
         config, context = self.config, self.context
         asked = {(n, repeat): ask() for n, ask in enumerate(questions) for repeat in range(config.repeats)}
-        names = {f"{n} {repeat}": (n, repeat) for n, repeat in asked}
         found: dict[tuple[int, int], _T | Failure] = {}
         failures: list[Failure] = []
         with (
             teacher(config.teacher, context) as completer,
-            Ledger(context.runs / LEDGER, f"{context.recipe}/{context.section}") as ledger,
             context.progress(context.section, len(asked)) as tick,
         ):
 
-            def keep(name: str, result: _T | Failure) -> None:
-                found[names[name]] = result
+            def keep(place: tuple[int, int], result: _T | Failure) -> None:
+                found[place] = result
                 failures.extend([result] if isinstance(result, Failure) else ())
                 tick(1, f"{len(failures)} failed" if failures else "")
 
-            async def drive() -> None:
-                named = {name: asked[place] for name, place in names.items()}
-                try:
-                    await converse(named, completer, ledger, config.concurrency, keep, sample=lambda n: names[n][1])
-                finally:
-                    await completer.close()
-
-            asyncio.run(drive())
+            converse(asked.items(), completer, context, config.concurrency, keep, sample=lambda place: place[1])
         if failures and len(failures) == len(asked):
             why = f"the last one: {failures[-1].kind.value}: {failures[-1].detail}; mend that and run it again"
             raise WorkError(f"{context.section}: {completer.name} gave none of {len(asked)} judgements, {why}")

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from preceptor.stages.asking import PREDICTIONS, TEACHER, Answers, AskingConfig, cases_of, teacher
-from preceptor.stages.base import Context, Need, Stage, TeacherConfig
+from preceptor.stages.asking import PREDICTIONS, TEACHER, Answers, AskingConfig, cases_of
+from preceptor.stages.base import Context, Need, Stage
 from preceptor.stages.fences import TARGET
+from preceptor.stages.teacher import TeacherConfig, teacher
 
 
 class Config(AskingConfig):

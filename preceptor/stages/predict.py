@@ -8,9 +8,10 @@ from pydantic import Field, model_validator
 
 from preceptor.core.errors import UserError
 from preceptor.core.records import Case
-from preceptor.stages.asking import PREDICTIONS, TEACHER, Answers, AskingConfig, cases_of, teacher
-from preceptor.stages.base import Context, How, Need, Stage, TeacherConfig, folder, needs_torch, read_records
+from preceptor.stages.asking import PREDICTIONS, TEACHER, Answers, AskingConfig, cases_of
+from preceptor.stages.base import Context, How, Need, Stage, folder, needs_torch, read_records
 from preceptor.stages.fences import TARGET
+from preceptor.stages.teacher import TeacherConfig, teacher
 
 BASE, STUDENT = "base", "student"
 _MODEL = ("adapter", "model")

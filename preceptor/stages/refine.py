@@ -1,6 +1,5 @@
 """A teacher says of what kind the cases are; where it gives no answer, what rules said stands."""
 
-import asyncio
 from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -11,20 +10,16 @@ from preceptor.core.errors import WorkError
 from preceptor.core.records import Case, Failure, Language, Sampling
 from preceptor.data.metadata import specialties
 from preceptor.data.splits import SPLITS
-from preceptor.llm.ledger import Ledger
-from preceptor.llm.runner import run as converse
-from preceptor.stages.asking import teacher
 from preceptor.stages.base import (
-    LEDGER,
     Context,
     How,
     Need,
     Stage,
     StageConfig,
-    TeacherConfig,
     read_records,
     write_records,
 )
+from preceptor.stages.teacher import TeacherConfig, converse, teacher
 from preceptor.tasks import prompts
 from preceptor.tasks.refinement import refine
 
@@ -62,7 +57,6 @@ def run(config: Config, context: Context) -> Mapping[str, Any]:
     failures: dict[str, Failure] = {}
     with (
         teacher(config.teacher, context) as completer,
-        Ledger(context.runs / LEDGER, f"{context.recipe}/{context.section}") as ledger,
         context.progress(context.section, len(cases)) as tick,
     ):
 
@@ -73,15 +67,8 @@ def run(config: Config, context: Context) -> Mapping[str, Any]:
                 said[identity] = result
             tick(1, f"{len(failures)} failed" if failures else "")
 
-        conversations = {name: refine(case, prompt, sampling, specialties()) for name, case in cases.items()}
-
-        async def ask() -> None:
-            try:
-                await converse(conversations, completer, ledger, config.concurrency, keep)
-            finally:
-                await completer.close()
-
-        asyncio.run(ask())
+        conversations = ((name, refine(case, prompt, sampling, specialties())) for name, case in cases.items())
+        converse(conversations, completer, context, config.concurrency, keep)
     if cases and not said:
         last = list(failures.values())[-1]
         raise WorkError(f"{context.section}: {completer.name} answered none of {len(cases)} cases: {last.detail}")

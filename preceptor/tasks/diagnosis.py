@@ -107,11 +107,12 @@ def chain_probability(reply: Reply, diagnosis: Diagnosis) -> dict[str, float]:
     """Probability of each disease in the reply: of its tokens, from its first byte through its closing quote.
 
     It is found on the bytes that were generated, since a character may span tokens and a token may hold a
-    quote and the beginning of a name. A name that the reply does not hold as it stands has no probability.
+    quote and the beginning of a name. A name that the reply does not hold as it stands has no probability, nor has
+    one with a token of which none is known.
     """
     raw = b"".join(token.utf8 for token in reply.tokens)
     ends = list(accumulate(len(token.utf8) for token in reply.tokens))
-    totals = [0.0, *accumulate(token.logprob for token in reply.tokens)]
+    totals = [0.0, *accumulate(0.0 if token.logprob is None else token.logprob for token in reply.tokens)]
     found = {}
     position = max(0, raw.rfind(b'"diseases"'))
     for name in dict.fromkeys(diagnosis.diseases):
@@ -119,7 +120,8 @@ def chain_probability(reply: Reply, diagnosis: Diagnosis) -> dict[str, float]:
             start, end = span
             position = end
             first, last = bisect_right(ends, start), bisect_right(ends, end - 1)
-            found[name] = min(1.0, exp(totals[last + 1] - totals[first]))
+            if all(token.logprob is not None for token in reply.tokens[first : last + 1]):
+                found[name] = min(1.0, exp(totals[last + 1] - totals[first]))
     return found
 
 

@@ -23,7 +23,6 @@ class Asking:
     """The name that predictions carry."""
     sampling: Sampling
     sample: int = 0
-    json_reply: bool = False
     confidence: bool = False
     """Ask for the log-probabilities of the chosen tokens, and take each disease's probability from them."""
 
@@ -36,7 +35,6 @@ def zero_shot(case: Case, asking: Asking) -> Conversation:
     request = Request(
         messages=asking.prompt.render(case.text),
         sampling=asking.sampling,
-        json_reply=asking.json_reply,
         logprobs=0 if asking.confidence else None,
     )
     return conclude(case, asking, request, (yield request))

@@ -81,7 +81,7 @@ def test_key_holds_all_that_decides_a_reply() -> None:
         ask("y"),
         ask("x", logprobs=0),
         ask("x", logprobs=5),
-        x.model_copy(update={"json_reply": True}),
+        x.model_copy(update={"json_schema": "{}"}),
         x.model_copy(update={"sampling": Sampling(seed=1)}),
     ]
     keys = [request_key("e", "m", request) for request in [x, *others]]

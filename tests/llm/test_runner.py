@@ -39,7 +39,7 @@ def label(url: str, ledger: Path | None, talks: Talks, concurrency: int = 8, **o
         endpoint = Endpoint(EndpointConfig(url=url, timeout=options.pop("timeout", 5)), "m")
         book = Ledger(ledger) if ledger else None
         try:
-            await run(talks, endpoint, book, concurrency, once, **options)
+            await run(talks.items(), endpoint, book, concurrency, once, **options)
         finally:
             await endpoint.close()
             if book:
@@ -252,7 +252,7 @@ def test_no_key_in_any_file(hostile: Hostile, tmp_path: Path, monkeypatch: pytes
     async def main() -> None:
         endpoint = Endpoint(EndpointConfig(url=hostile.url, key_env="SOME_KEY"), "m")
         with Ledger(tmp_path / "l.db") as ledger:
-            await run({"a": talk("do: 400"), "b": talk("x")}, endpoint, ledger, 2, lambda *_: None)
+            await run([("a", talk("do: 400")), ("b", talk("x"))], endpoint, ledger, 2, lambda *_: None)
             written.extend(await asyncio.to_thread(contents, tmp_path))
         await endpoint.close()
 

@@ -4,13 +4,13 @@ from preceptor.core.errors import UserError
 from preceptor.core.records import Row
 from preceptor.stages.base import (
     Lines,
-    TeacherConfig,
     read_records,
     replacing,
     resolve_callable,
     result_fields,
     write_records,
 )
+from preceptor.stages.teacher import TeacherConfig
 
 ROWS = [Row(id=str(number), messages=(), answer="发热", case_id="c") for number in range(3)]
 
