@@ -28,7 +28,12 @@ def main() -> int:
         for work, row in importlib.import_module(f"benchmarks.{name}").measure().items():
             results[work] = row
             ok &= row["ok"]
-            shown.add_row(work, f"{row['value']} {row['unit']}", str(row["budget"]), "ok" if row["ok"] else "past")
+            shown.add_row(
+                work,
+                f"{row['value']} {row['unit']}",
+                "" if row["budget"] is None else str(row["budget"]),
+                "ok" if row["ok"] else "past",
+            )
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     Console().print(shown)
     return 0 if ok else 1

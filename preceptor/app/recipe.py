@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -24,7 +24,7 @@ from preceptor.stages.teacher import TeacherConfig
 _SECTION = re.compile(r"\w[\w-]*")
 """It is a folder's name, and the first part of a dotted key."""
 
-_CONSULT = ("prepare", "judge", "evaluate")
+_CONSULT = ("prepare", "design", "label", "curate", "sft", "predict", "judge", "evaluate")
 """The stages that serve advice too."""
 
 
@@ -41,6 +41,8 @@ class Head(BaseModel):
     student: str | None = None
     """Model to train: `mini`, `smollm2`, a folder, or a name on the hub."""
     teacher: TeacherConfig | None = None
+    rules: Literal["open-teacher"] | None = None
+    """`open-teacher`, as competitions demand: a teacher whose terms do not let its replies train a model is refused."""
     limit: int | None = Field(default=None, gt=0)
     """The first n cases of every section, for a try."""
     include_target: bool = False
@@ -98,9 +100,27 @@ def load(path: str, overrides: Sequence[str] = ()) -> Recipe:
             _check_names(path, sections)
     if not sections:
         raise UserError(f"{path}: no sections; add some of {', '.join(STAGES)}")
+    if checked.rules:
+        _hold_rules(path, sections)
     if checked.task == "consult" and (other := [s.name for s in sections if s.stage.name not in _CONSULT]):
         raise UserError(f"{path}: {other[0]}: of consult there are {', '.join(_CONSULT)} yet; leave the section out")
     return Recipe(path, checked.name, tuple(sections))
+
+
+def _hold_rules(path: str, sections: Iterable[Section]) -> None:
+    """Refuse teachers whose terms forbid distillation, and those of which that is not known."""
+    for section in sections:
+        teacher = getattr(section.config, "teacher", None)
+        if not isinstance(teacher, TeacherConfig):
+            continue
+        for one in teacher.endpoint:
+            if not one.distillation:
+                why = "do not allow" if one.distillation is False else "are not known to allow"
+                raise UserError(
+                    f"{path}: {section.name}: rules: open-teacher: the terms of {one.model or teacher.model!r} at"
+                    f" {one.name} {why} that its replies train a model; choose another teacher, or attest that they do"
+                    " with endpoint.distillation: true"
+                )
 
 
 def inputs(recipe: Recipe, section: Section, runs: Path) -> dict[str, tuple[Path, ...]]:
@@ -243,7 +263,8 @@ def _check(path: str, section: str, model: type[Any], values: Mapping[str, Any])
         return model.model_validate(values)
     except ValidationError as error:
         first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-        at = ".".join([*([section] if section else []), *map(str, first["loc"])])
+        # What may be one or several is told as one, until the second.
+        at = ".".join([*([section] if section else []), *(str(part) for part in first["loc"] if part != 0)])
         if first["type"] == "extra_forbidden":
             known = _fields_at(model, first["loc"][:-1])
             problem = f"unknown key{nearest(str(first['loc'][-1]), known)}"

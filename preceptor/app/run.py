@@ -66,7 +66,7 @@ def _run_section(recipe: Recipe, section: Section, runs: Path, show: Show, *, fr
     (folder / "code.diff").write_text(_code()["diff"], "utf-8")
     show.line(f"{section.name}: {decision}")
     start = time.monotonic()
-    with _logged(folder / "log.txt", section.name) as log:
+    with _logged(folder / "log.txt", section.name, show) as log:
         log.info("%s: %s", section.name, decision)
         context = Context(recipe.name, section.name, folder, runs, found, log, show.progress, show.result)
         metrics = section.stage.run(section.config, context)
@@ -76,6 +76,18 @@ def _run_section(recipe: Recipe, section: Section, runs: Path, show: Show, *, fr
         _write_json(folder / "done.json", {"digest": wanted.digest, "seconds": seconds, "finished": finished})
         log.info("done in %s", _duration(seconds))
     show.line(f"{section.name}: done in {_duration(seconds)} ({folder})")
+
+
+def is_done(recipe: Recipe, section: Section, runs: Path, folder: Path) -> bool:
+    """Whether a start would skip a section with this folder, whose inputs lie in `runs`.
+
+    Raises:
+        UserError: it would refuse.
+    """
+    if not (folder / "config.json").exists():
+        return False
+    wanted = _Request.of(recipe, section, inputs(recipe, section, runs))
+    return _decide(folder, wanted, grows=section.stage.grows) == _SKIP
 
 
 @dataclass(frozen=True)
@@ -239,13 +251,30 @@ def _locked(folder: Path, section: str) -> Iterator[None]:
         yield
 
 
+class _Shown(logging.Handler):
+    """Shows what is logged as a warning."""
+
+    def __init__(self, show: Show) -> None:
+        super().__init__(logging.WARNING)
+        self._show = show
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line of it."""
+        self._show.line(record.getMessage())
+
+
 @contextmanager
-def _logged(path: Path, section: str) -> Iterator[logging.Logger]:
-    """All that is logged goes to the section's file too, and what goes wrong with its traceback."""
+def _logged(path: Path, section: str, show: Show) -> Iterator[logging.Logger]:
+    """All that is logged goes to the section's file too, and what goes wrong with its traceback.
+
+    What the ledger warns of, such as damage that it mended, is the user's to know at once.
+    """
+    warned = _Shown(show)
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root, log = logging.getLogger(), logging.getLogger("preceptor")
     root.addHandler(handler)
+    logging.getLogger("preceptor.llm").addHandler(warned)
     log.setLevel(logging.INFO)
     try:
         yield log
@@ -262,6 +291,7 @@ def _logged(path: Path, section: str) -> Iterator[logging.Logger]:
         raise WorkError(f"{section} failed: {type(error).__name__}: {error} (see {path})") from error
     finally:
         root.removeHandler(handler)
+        logging.getLogger("preceptor.llm").removeHandler(warned)
         handler.close()
 
 

@@ -2,6 +2,8 @@
 
 from typing import Protocol
 
+from preceptor.core.errors import UserError, WorkError
+from preceptor.core.money import Money
 from preceptor.core.records import Failure, FailureKind, Reply, Request
 
 
@@ -16,6 +18,8 @@ class ProviderError(Exception):
         retryable: bool,
         retry_after: float | None = None,
         sent: bool = True,
+        answered: bool = False,
+        ends: UserError | WorkError | None = None,
     ) -> None:
         super().__init__(detail)
         self.kind = kind
@@ -25,6 +29,10 @@ class ProviderError(Exception):
         """Seconds that the server asks all senders to wait: a sign to slow down, not an attempt spent."""
         self.sent = sent
         """False when the request certainly never reached the server."""
+        self.answered = answered
+        """True when the server said no: it generated nothing, and nothing is owed."""
+        self.ends = ends
+        """What ends the whole run, since every other request would fail the same way."""
 
     def failure(self) -> Failure:
         """The record of it."""
@@ -32,18 +40,31 @@ class ProviderError(Exception):
 
 
 class Completer(Protocol):
-    """Answers requests, many at once."""
+    """Answers requests, many at once. What costs nothing and has no limits of its own leaves the rest as it is."""
 
-    @property
-    def name(self) -> str:
-        """The endpoint's declared name, part of the ledger's key: stable where ports and addresses change."""
-
-    @property
-    def model(self) -> str:
-        """The model's name; for weights on this disk, their digest."""
+    name: str
+    """The endpoint's declared name, part of the ledger's key: stable where ports and addresses change."""
+    model: str
+    """The model's name; for weights on this disk, their digest."""
+    zone: tuple[str, str] | None = None
+    """What the user attests of who may see the text, and the host; None where it never leaves this process."""
+    rpm: float | None = None
+    """Most requests a minute."""
+    tpm: float | None = None
+    """Most tokens a minute."""
+    resume_at: float = 0.0
+    """No send before this time by `time.monotonic`: the server has announced it."""
 
     async def complete(self, request: Request) -> Reply:
         """Send once. Raises ProviderError for this request, UserError or WorkError for all of them."""
 
     async def close(self) -> None:
         """Let connections and threads go."""
+
+    def most(self, request: Request) -> Money | None:
+        """The most that a send can cost; None where no price is known."""
+        return None
+
+    def cost(self, reply: Reply) -> Money | None:
+        """What a reply cost; None where that is not known."""
+        return None

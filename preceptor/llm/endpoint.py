@@ -1,224 +1,220 @@
-"""Servers that speak OpenAI's chat API: near or far, started by us or by others.
-
-Patients' text goes only where the recipe allows: to this machine, to hosts listed as `inside`, or anywhere
-once the user attests `privacy: public`. The check stands where a connection is made, on the very address
-that it will reach, so that a name that resolves elsewhere gets nothing. Redirects are not followed.
-"""
+"""Servers that speak OpenAI's chat API: near or far, started by us or by others."""
 
 import asyncio
-import contextlib
 import hashlib
-import ipaddress
 import json
 import os
 import re
-import shlex
-import socket
 import ssl
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any
 from urllib.parse import urlsplit
 
-import httpcore2
 import httpx2
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from preceptor.core.errors import UserError, WorkError
-from preceptor.core.records import FailureKind, Reply, Request, Token, Usage
-from preceptor.llm.completer import ProviderError
+from preceptor.core.money import Money
+from preceptor.core.records import FailureKind, Reply, Request
+from preceptor.llm import zone
+from preceptor.llm.chat import is_called, reply_of, start_of
+from preceptor.llm.completer import Completer, ProviderError
+from preceptor.llm.config import SHORTEST_KEY, EndpointConfig
 
 _MOST_BYTES = 32 << 20
 _LONGEST_WAIT = 300.0
-_SHORTEST_KEY = 8
-_KEEP = 4.0  # seconds; many servers drop an idle connection after five
-_THINKING = re.compile(
-    r"\s*(?:<think>|(?![{\[`<]))(?P<closed>.*?)</think>"  # some templates open it within the prompt
-    r"|\s*<think>(?P<open>.*)",
-    re.DOTALL,
-)
-_VARIABLE = re.compile(r"[A-Za-z_]\w*")
-_MOST_TOKENS = 1 << 40
+_STRANGERS = 20
+"""Replies from another model, before any from the one that was asked for, after which the name must be wrong."""
+_AROUND = 16
+"""Tokens that a chat template may add to a message."""
+_NO_LOGPROBS = "gives no log-probabilities: ask for none, or use another endpoint"
 _RETRYABLE = {408, 409, 425, 429, 500, 502, 503, 504, 529}
+_SPAN = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-class EndpointConfig(BaseModel):
-    """Where a model answers. A recipe may write a plain URL, or the word `textbook`."""
+@dataclass
+class _Line:
+    """One connection, and the last reply that came over it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    url: str | None = None
-    """Base of the API, such as http://host:8000/v1."""
-    start: str | None = None
-    """Command that serves the API on {port}; {model} and {python} are filled in too."""
-    key_env: str | None = None
-    """Environment variable that holds the key."""
-    name: str = ""
-    """Stands for the endpoint in the ledger; by default the URL's host, or the command's name."""
-    inside: tuple[str, ...] = ()
-    """Hosts, addresses or networks (10.0.0.0/8) that may see the text."""
-    privacy: Literal["private", "public"] = "private"
-    """`public` attests that the text may go anywhere."""
-    extra: dict[str, Any] = Field(default_factory=dict)
-    """Fields to add to each request's body, such as chat_template_kwargs; null takes one away."""
-    timeout: float = Field(default=300, gt=0)
-    """Seconds for one reply, from the first byte sent to the last received."""
-    connect_timeout: float = Field(default=10, gt=0)
-    start_timeout: float = Field(default=900, gt=0)
-    """Seconds that `start` may take to load the model."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _short(cls, value: Any) -> Any:
-        if value == "textbook":
-            return {"start": "{python} -m preceptor teacher --port {port}", "name": "textbook"}
-        return {"url": value} if isinstance(value, str) else value
-
-    @model_validator(mode="after")
-    def _complete(self) -> Self:
-        if (self.url is None) == (self.start is None):
-            raise ValueError("an endpoint needs either `url` or `start`")
-        if self.url is not None:
-            parts = urlsplit(self.url)
-            if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
-                raise ValueError(f"url {self.url!r}: write it as http://host:port/v1")
-            if parts.username or parts.password or parts.query:
-                raise ValueError("url: leave the key out, and name its environment variable in `key_env`")
-        words = shlex.split(self.start or "")
-        if self.url is None and not words:
-            raise ValueError("start: it is empty; write the command that serves the API")
-        if self.key_env is not None and not _VARIABLE.fullmatch(self.key_env):
-            raise ValueError("key_env: write the name of the environment variable, not the key")
-        key = os.environ.get(self.key_env or "", "").strip()
-        if len(key) >= _SHORTEST_KEY and key in f"{self.start} {self.url} {self.extra}":
-            raise ValueError(f"leave the key out: `key_env: {self.key_env}` sends it, and a run writes down the rest")
-        default = urlsplit(self.url).hostname if self.url else words[0]
-        if not self.name:
-            object.__setattr__(self, "name", Path(str(default)).name.strip("{}"))
-        return self
+    client: httpx2.AsyncClient
+    last: tuple[str, bytes] = ("", b"")
+    """Its id, and the digest of what was asked."""
 
 
-class Endpoint:
-    """A completer over HTTP. `url` is the address that `server.started` gave."""
+class Endpoint(Completer):
+    """A completer over HTTP. `url` is the address that `server.started` gave; `variable` names the key's."""
 
-    def __init__(self, config: EndpointConfig, model: str, url: str | None = None) -> None:
+    def __init__(self, config: EndpointConfig, model: str, url: str | None = None, variable: str | None = None) -> None:
         base = (url or config.url or "").rstrip("/")
         self._url = base if urlsplit(base).path else f"{base}/v1"
         self._target = httpx2.URL(f"{self._url}/chat/completions")
-        self._config = config
-        self._key = _key(config)
-        extra = json.dumps(config.extra, sort_keys=True).encode()
-        self.name = f"{config.name}+{hashlib.sha256(extra).hexdigest()[:8]}" if config.extra else config.name
+        self.config = config
+        self._variable = variable or next(iter(config.key_env), None)
+        self._key = _key(config.name, self._variable)
+        how = {**config.extra, **({"json_mode": config.json_mode} if config.json_mode != "none" else {})}
+        digest = hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()
+        self.name = f"{config.name}+{digest[:8]}" if how else config.name
         self.model = model
+        self.zone, self.rpm, self.tpm = zone.zone(config), config.rpm, config.tpm
         # To read the machine's certificates takes a while, and plain HTTP needs none.
         plain = urlsplit(self._url).scheme == "http"
         self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if plain else httpx2.create_ssl_context()
-        self._clients: list[httpx2.AsyncClient] = []
-        self._idle: list[httpx2.AsyncClient] = []
-
-    def _client(self) -> httpx2.AsyncClient:
-        """An idle client or a new one, each with one connection.
-
-        A shared pool probes every idle connection before each send, which costs more than the send.
-        """
-        if self._idle:
-            return self._idle.pop()
-        config, host = self._config, (urlsplit(self._url).hostname or "").lower()
-        transport = None
-        if config.privacy == "private":
-            named = host in {name.lower() for name in config.inside}
-            transport = _Direct(self._tls, None if named else _Guard(config))
-        client = httpx2.AsyncClient(
-            transport=transport,  # without one, the environment's proxies serve: for public text alone
-            verify=self._tls,
-            limits=httpx2.Limits(keepalive_expiry=_KEEP),
-            timeout=httpx2.Timeout(config.timeout, connect=config.connect_timeout),
-            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
-        )
-        self._clients.append(client)
-        return client
+        self._lines: list[_Line] = []
+        self._idle: list[_Line] = []
+        self._met, self._strangers = False, 0
 
     async def close(self) -> None:
         """Close the connections."""
-        for client in self._clients:
-            await client.aclose()
+        for line in self._lines:
+            await line.client.aclose()
+
+    def most(self, request: Request) -> Money | None:
+        """The most that a send can cost: a token has a byte at least, and the reply its limit."""
+        if (price := self.config.price) is None:
+            return None
+        tokens = sum(len(message.content.encode()) + _AROUND for message in request.messages)
+        dearer = max(price.input, price.cached or 0)
+        return Money((tokens * dearer + request.sampling.max_tokens * price.output) / 1e6, price.currency)
+
+    def cost(self, reply: Reply) -> Money | None:
+        """What a reply cost; None where price or tokens are unknown."""
+        price, known = self.config.price, reply.usage.prompt_tokens and reply.usage.completion_tokens
+        return price.cost(reply.usage) if price and known else None
 
     async def complete(self, request: Request) -> Reply:
         """One send, one reply."""
+        self._hold_logprobs(request.logprobs, self.config.logprobs)
         provider = FailureKind.PROVIDER
         try:
-            async with asyncio.timeout(self._config.timeout):
+            async with asyncio.timeout(self.config.timeout):
                 response, body = await self._post(self._body(request))
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError) as error:
             detail = f"{self.name} can't be reached at {self._url} ({_words(error)}): start it, or mend `url`"
             raise ProviderError(provider, detail, retryable=True, sent=False) from error
         except (TimeoutError, httpx2.TimeoutException) as error:
-            detail = f"no reply within {self._config.timeout:g} s"
+            detail = f"no reply within {self.config.timeout:g} s"
             raise ProviderError(FailureKind.TIMEOUT, detail, retryable=True) from error
         except (httpx2.NetworkError, httpx2.RemoteProtocolError, httpx2.DecodingError) as error:
             raise ProviderError(provider, _words(error), retryable=True) from error
+        self._announced(response.headers)
         if response.status_code != HTTPStatus.OK:
             raise self._refusal(response, body)
-        try:
-            reply = _parse(json.loads(body), request)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-            detail = f"the reply is not a chat completion: {_start(body)}"
-            raise ProviderError(provider, detail, retryable=True) from error
+        reply = reply_of(body, request)
+        self._know(reply.model)
         if request.logprobs is not None and reply.text and reply.finish != "refusal" and not reply.tokens:
-            raise UserError(f"{self.name} gives no log-probabilities: ask for none, or use another endpoint")
+            raise _end(UserError(f"{self.name} {_NO_LOGPROBS}"), answered=False)
         return reply
 
+    def _hold_logprobs(self, wanted: int | None, most: int | None) -> None:
+        if wanted is None or most is None:
+            return
+        if most == 0:
+            raise UserError(f"{self.name} {_NO_LOGPROBS}")
+        if wanted > most:
+            raise UserError(f"{self.name} gives {most} alternatives a token at most: ask for no more")
+
     async def _post(self, body: dict[str, Any]) -> tuple[httpx2.Response, bytes]:
-        chunks, size = [], 0
-        client = self._client()
+        # A shared pool probes every idle connection before each send, which costs more than the send.
+        line = self._idle.pop() if self._idle else self._new_line()
+        content = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
+        chunks, size, whole = [], 0, False
         try:
-            async with client.stream("POST", self._target, json=body) as response:
+            async with line.client.stream(
+                "POST", self._target, content=content, headers={"Content-Type": "application/json"}
+            ) as response:
                 async for chunk in response.aiter_bytes():
                     chunks.append(chunk)
                     size += len(chunk)
                     if size > _MOST_BYTES:
                         detail = f"the reply has no end: {size} bytes"
                         raise ProviderError(FailureKind.PROVIDER, detail, retryable=True)
+            text = b"".join(chunks)
+            self._hold_apart(line, text, content)
+            wire = response.extensions.get("network_stream")
+            whole = not (isinstance(wire, zone.Wire) and wire.has_more(response.headers))
         finally:
-            self._idle.append(client)
-        text = b"".join(chunks)
+            if whole:
+                self._idle.append(line)
+            else:
+                self._lines.remove(line)
+                await line.client.aclose()
         # A server that echoes the key must not get it written into a ledger. Short ones are mere fillers.
-        return response, text.replace(self._key.encode(), b"[key]") if len(self._key) >= _SHORTEST_KEY else text
+        return response, text.replace(self._key.encode(), b"[key]") if len(self._key) >= SHORTEST_KEY else text
+
+    def _new_line(self) -> _Line:
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        line = _Line(zone.line(self.config, self._tls, headers))
+        self._lines.append(line)
+        return line
+
+    def _hold_apart(self, line: _Line, text: bytes, content: bytes) -> None:
+        """A server that answers twice must not have its second answer taken for that to the next question."""
+        found = re.search(rb'"id"\s*:\s*"([^"]+)"', text[:512])
+        this = (found[1].decode("utf-8", "replace") if found else "", hashlib.sha256(content).digest())
+        before, line.last = line.last, this
+        if this[0] and this[0] == before[0] and this[1] != before[1]:
+            detail = "the reply to the last request came again, in place of this one's"
+            raise ProviderError(FailureKind.PROVIDER, detail, retryable=True)
 
     def _body(self, request: Request) -> dict[str, Any]:
         sampling = request.sampling
         body: dict[str, Any] = {
-            "model": self.model,
+            "model": self.config.model or self.model,
             "messages": [message.model_dump() for message in request.messages],
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "max_tokens": sampling.max_tokens,
             "stop": list(sampling.stop) or None,
             "seed": sampling.seed,
-            "response_format": None,
+            "response_format": self._format(request.json_schema) if request.json_schema else None,
             "logprobs": True if request.logprobs is not None else None,
-            "top_logprobs": request.logprobs or None,
+            "top_logprobs": request.logprobs,
         }
-        return {name: value for name, value in {**body, **self._config.extra}.items() if value is not None}
+        return {name: value for name, value in {**body, **self.config.extra}.items() if value is not None}
 
-    def _refusal(self, response: httpx2.Response, body: bytes) -> Exception:
+    def _format(self, schema: str) -> dict[str, Any] | None:
+        if self.config.json_mode == "schema":
+            wanted = {"name": "answer", "strict": True, "schema": json.loads(schema)}
+            return {"type": "json_schema", "json_schema": wanted}
+        return {"type": "json_object"} if self.config.json_mode == "object" else None
+
+    def _announced(self, headers: httpx2.Headers) -> None:
+        """No send before a limit that the server says is used up is renewed."""
+        for what in ("requests", "tokens"):
+            if headers.get(f"x-ratelimit-remaining-{what}", "").strip() == "0":
+                wait = _span(headers.get(f"x-ratelimit-reset-{what}", ""))
+                self.resume_at = max(self.resume_at, time.monotonic() + min(wait, _LONGEST_WAIT))
+
+    def _know(self, said: str) -> None:
+        """Raise ProviderError for a reply of another model; it ends the run if no other ever comes."""
+        asked = self.config.model or self.model
+        if any(is_called(name, said) for name in (asked, *self.config.answers_as)):
+            self._met = True
+            return
+        self._strangers += 1
+        detail = f"asked for {asked!r}, and {said!r} answered; if that is its name, write it in `answers_as`"
+        if not self._met and self._strangers >= _STRANGERS:
+            raise _end(UserError(f"{self.name}: {detail}"), answered=False)
+        raise ProviderError(FailureKind.PROVIDER, detail, retryable=True)
+
+    def _refusal(self, response: httpx2.Response, body: bytes) -> ProviderError:
         """What an answer other than 200 means: for this request, or for every one that would follow."""
-        status, start = response.status_code, _start(body)
+        status, start = response.status_code, start_of(body)
         if status == HTTPStatus.UNAUTHORIZED:
-            variable = self._config.key_env
-            mend = f"check {variable}" if variable else "name the key's variable in `key_env`"
-            return UserError(f"{self.name} refuses the key (401): {mend}")
+            mend = f"check {self._variable}" if self._variable else "name the key's variable in `key_env`"
+            return _end(UserError(f"{self.name} refuses the key (401): {mend}"))
         if status == HTTPStatus.NOT_FOUND:
-            return UserError(f"{self._url} has no {self.model!r} (404: {start}): mend `url` or the model")
+            return _end(UserError(f"{self._url} has no {self.model!r} (404: {start}): mend `url` or the model"))
         if response.is_redirect:
-            return UserError(f"{self._url} redirects ({status}): put the address it leads to in `url`")
+            return _end(UserError(f"{self._url} redirects ({status}): put the address it leads to in `url`"))
         if status == HTTPStatus.PAYMENT_REQUIRED or b"insufficient_quota" in body:
-            return WorkError(f"{self.name} wants payment ({status}: {start}): top up, then run it again")
+            return _end(WorkError(f"{self.name} wants payment ({status}: {start}): top up, then run it again"))
         if status == HTTPStatus.BAD_REQUEST and b"content_filter" in body:
-            return ProviderError(FailureKind.REFUSED, f"400: {start}", retryable=False)
+            return ProviderError(FailureKind.REFUSED, f"400: {start}", retryable=False, answered=True)
         unsaid = "1" if status == HTTPStatus.TOO_MANY_REQUESTS else ""
         wait = _retry_after(response.headers.get("retry-after", unsaid))
         return ProviderError(
@@ -226,155 +222,44 @@ class Endpoint:
             f"{status}: {start}",
             retryable=status in _RETRYABLE and (wait or 0) <= _LONGEST_WAIT,
             retry_after=wait,
+            answered=True,
         )
 
 
-class _Guard(httpcore2.AsyncNetworkBackend):
-    """Connects to this machine and to addresses inside; to nothing else."""
-
-    def __init__(self, config: EndpointConfig) -> None:
-        self._config = config
-        self._backend = httpcore2.AnyIOBackend()
-        self._networks = [ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128")]
-        for entry in config.inside:
-            with contextlib.suppress(ValueError):  # the others are names
-                self._networks.append(ipaddress.ip_network(entry, strict=False))
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,  # noqa: ASYNC109  its interface
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
-    ) -> httpcore2.AsyncNetworkStream:
-        loop = asyncio.get_running_loop()
-        try:
-            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except OSError as error:
-            raise httpcore2.ConnectError(str(error)) from error
-        addresses = [str(entry[4][0]) for entry in found]
-        for address in addresses:
-            ip = ipaddress.ip_address(address)
-            ip = getattr(ip, "ipv4_mapped", None) or ip
-            if not any(ip in network for network in self._networks):
-                raise UserError(
-                    f"{host} ({address}) is outside and the text is private: list the host under `inside`"
-                    " if it may see patients' text, or attest `privacy: public`"
-                )
-        failed: Exception = httpcore2.ConnectError("no address")
-        for address in addresses:
-            try:
-                return await self._backend.connect_tcp(address, port, timeout, local_address, socket_options)
-            except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
-                failed = error
-        raise failed
+def lanes(config: Sequence[EndpointConfig], model: str, urls: Sequence[str]) -> list[Endpoint]:
+    """An endpoint for each key of each: they share the work, under the first one's name."""
+    pairs = [(one, url, key) for one, url in zip(config, urls, strict=True) for key in one.key_env or (None,)]
+    found = [Endpoint(one, model, url, key) for one, url, key in pairs]
+    for endpoint in found[1:]:
+        endpoint.name = found[0].name
+    return found
 
 
-class _Direct(httpx2.AsyncHTTPTransport):
-    """Connects without a proxy, through a guard if there is one."""
-
-    def __init__(self, tls: ssl.SSLContext, guard: _Guard | None) -> None:
-        super().__init__(verify=tls)
-        self._pool = httpcore2.AsyncConnectionPool(ssl_context=tls, keepalive_expiry=_KEEP, network_backend=guard)
+def _end(error: UserError | WorkError, *, answered: bool = True) -> ProviderError:
+    return ProviderError(FailureKind.PROVIDER, str(error), retryable=False, answered=answered, ends=error)
 
 
-def _key(config: EndpointConfig) -> str:
-    if config.key_env is None:
+def _key(name: str, variable: str | None) -> str:
+    if variable is None:
         return ""
-    key = os.environ.get(config.key_env, "").strip()
+    key = os.environ.get(variable, "").strip()
     if not key:
-        raise UserError(f"{config.name} needs a key: put it in the environment variable {config.key_env}")
+        raise UserError(f"{name} needs a key: put it in the environment variable {variable}")
     if not (key.isascii() and key.isprintable()):
-        raise UserError(f"the key in {config.key_env} has characters that no key has: copy it again")
+        raise UserError(f"the key in {variable} has characters that no key has: copy it again")
     return key
-
-
-def _parse(data: Any, request: Request) -> Reply:
-    """A reply from the API's JSON. Servers differ in where they put thinking and refusals."""
-    if not data["choices"]:
-        raise ProviderError(FailureKind.EMPTY, "the reply has no choice", retryable=True)
-    choice = data["choices"][0]
-    message, finish = choice["message"], choice.get("finish_reason")
-    text = _clean(message.get("content") or "")
-    thinking = _clean(message.get("reasoning_content") or message.get("reasoning") or "")
-    said = text
-    if match := _THINKING.match(text):
-        thinking, text = thinking or (match["closed"] or match["open"] or "").strip(), text[match.end() :]
-    if message.get("refusal") or finish == "content_filter":
-        text, finish = _clean(message.get("refusal") or text), "refusal"
-    elif not text.strip() and finish != "length":
-        raise ProviderError(FailureKind.EMPTY, "the reply is empty", retryable=True)
-    wanted = request.logprobs is not None and finish != "refusal"
-    return Reply(
-        text=text,
-        thinking=thinking,
-        finish=finish if finish in ("length", "refusal") else "stop",
-        model=str(data.get("model") or ""),
-        usage=_usage(data.get("usage")),
-        tokens=_tokens(choice.get("logprobs"), said, text) if wanted else (),
-    )
-
-
-def _usage(given: Any) -> Usage:
-    """The tokens that a server counted; nonsense in their place costs no reply."""
-    counts = given if isinstance(given, dict) else {}
-    sane = {
-        name: count
-        for name in Usage.model_fields
-        if isinstance(count := counts.get(name), int) and 0 <= count <= _MOST_TOKENS
-    }
-    return Usage(**sane)
-
-
-def _tokens(logprobs: Any, said: str, text: str) -> tuple[Token, ...]:
-    """The tokens that spell `text`, the end of `said`.
-
-    Servers may give tokens before it (thinking) and after it (end of turn). A token that begins before
-    `text` keeps its log-probability with the bytes that belong to `text`, and loses its alternatives.
-    """
-    entries = [
-        (_bytes(entry), float(entry["logprob"]), entry.get("top_logprobs") or ())
-        for entry in (logprobs or {}).get("content") or ()
-    ]
-    if not entries or not text:
-        return ()
-    joined, spelled = b"".join(entry[0] for entry in entries), said.encode()
-    start = 0 if joined.startswith(spelled) else joined.rfind(spelled)
-    if start < 0:
-        detail = "the log-probabilities' tokens don't spell the reply"
-        raise ProviderError(FailureKind.PROVIDER, detail, retryable=False)
-    end = start + len(spelled)
-    start = end - len(text.encode())
-    tokens, at = [], 0
-    for piece, logprob, alternatives in entries:
-        low, at = at, at + len(piece)
-        if cut := piece[max(start - low, 0) : max(end - low, 0)]:
-            others = alternatives if cut == piece else ()
-            pairs = tuple((_bytes(other), float(other["logprob"])) for other in others)
-            tokens.append(Token(utf8=cut, logprob=logprob, alternatives=pairs))
-    return tuple(tokens)
-
-
-def _bytes(entry: Any) -> bytes:
-    return bytes(entry["bytes"]) if entry.get("bytes") is not None else str(entry["token"]).encode()
-
-
-def _clean(text: str) -> str:
-    """JSON can hold halves of characters, which no file can."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _start(body: bytes) -> str:
-    """The server's words, on one line."""
-    with contextlib.suppress(ValueError, KeyError, TypeError):
-        error = json.loads(body)["error"]
-        body = str(error.get("message") if isinstance(error, dict) else error).encode("utf-8", "replace")
-    return " ".join(body.decode("utf-8", "replace").split())[:200] or "an empty body"
 
 
 def _words(error: Exception) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _span(value: str) -> float:
+    """Seconds of a time such as `1s`, `6m0s` or `20ms`; a bare number is seconds."""
+    parts = _SPAN.findall(value)
+    if parts:
+        return sum(float(number) * _SECONDS[unit] for number, unit in parts)
+    return _retry_after(value) or 1.0
 
 
 def _retry_after(value: str) -> float | None:

@@ -15,7 +15,6 @@ import sqlite3
 import threading
 import time
 import uuid
-import zlib
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -25,46 +24,48 @@ from typing import Any, Self, TypeVar
 
 from pydantic import Field
 
-from preceptor.core.errors import WorkError
+from preceptor.core.errors import UserError, WorkError
+from preceptor.core.money import Money
 from preceptor.core.records import Failure, Record, Reply, Request
+from preceptor.llm import ledger_file, packing
+from preceptor.llm import ledger_rows as rows
 
 _R = TypeVar("_R")
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS sends (
-    request BLOB NOT NULL,     -- digest of all that decides the reply
-    attempt INTEGER NOT NULL,
-    run TEXT NOT NULL,         -- who asked, for the account of one run
-    endpoint TEXT NOT NULL,
-    model TEXT NOT NULL,
-    at REAL NOT NULL,
-    owner TEXT,                -- the process that waits for the outcome
-    kind TEXT,                 -- NULL: no outcome; 'reply', or the kind of failure
-    body BLOB,
-    tokens_in INTEGER NOT NULL DEFAULT 0,
-    tokens_out INTEGER NOT NULL DEFAULT 0,
-    PRIMARY KEY (request, attempt)
-)
-"""
+_OUTCOMES = f"SELECT {rows.COLUMNS} FROM outcomes"  # noqa: S608  our own names
+_WINDOW, _LATEST = 300_000, 5_000
+"""The rate is that of the last milliseconds, within the last sends."""
 _MEND = {
     "SQLITE_FULL": "the disk is full: free some space and run it again; replies stored so far are kept",
     "SQLITE_IOERR": "the disk failed or is full: check it and run it again; replies stored so far are kept",
     "SQLITE_READONLY": "it can't be written: check its permissions, or name another place",
     "SQLITE_CANTOPEN": "it can't be opened: check that its folder exists and can be written",
     "SQLITE_BUSY": "another process has held it for a minute: end that one, or name another ledger",
-    "SQLITE_CORRUPT": "it is damaged: recover it with `sqlite3 FILE .recover`, or move it aside",
-    "SQLITE_ERROR": "another version made it: move it aside, or name another place",
-    "SQLITE_NOTADB": "it is not a ledger, or damaged: move it aside, or name another place",
+    "SQLITE_CORRUPT": "it is damaged: run `preceptor ledger mend`",
 }
 
 
+class CapError(WorkError):
+    """The next request might cost more than the cap leaves."""
+
+
 class Summary(Record):
-    """What was asked, and what came of it. Requests without an outcome were in flight at a stop."""
+    """What was asked, and what came of it. Requests without an outcome are in flight, or were so at a stop."""
 
     requests: int = 0
     replies: int = 0
     failures: dict[str, int] = Field(default_factory=dict)
     tokens_in: int = 0
+    tokens_cached: int = 0
+    """Of those in."""
     tokens_out: int = 0
+    tokens_thinking: int = 0
+    """Of those out."""
+    spent: dict[str, float] = Field(default_factory=dict)
+    """By currency, as are those below."""
+    possible: dict[str, float] = Field(default_factory=dict)
+    """The most that sends without a known cost can have cost: those in flight, lost or failed."""
+    unpriced: int = 0
+    """Replies whose cost is not known."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,10 @@ class Claim:
 
     request: bytes
     attempt: int
+    endpoint: str = ""
+    model: str = ""
+    reserve: Money | None = None
+    """The most that it can cost."""
 
 
 class Busy:
@@ -85,32 +90,32 @@ def request_key(name: str, model: str, request: Request, sample: int = 0, repeat
     `repeat` tells apart the same request made again within one conversation.
     """
     parts = json.dumps([name, model, request.model_dump(mode="json"), sample, repeat], ensure_ascii=True)
-    return hashlib.sha256(parts.encode()).digest()
+    return hashlib.sha256(parts.encode()).digest()[: rows.DIGEST]
 
 
 class Ledger:
-    """See the module. `run` marks this process's sends, so that `summary` can account for one run."""
+    """See the module. `run`, as in `recipe/section`, marks this process's sends, for the account of one run.
 
-    def __init__(self, path: Path, run: str = "") -> None:
+    `cap` is the most that all sections of the recipe may cost together, in its currency; what sends without a known
+    cost can have cost counts as spent.
+    """
+
+    def __init__(self, path: Path, run: str = "", cap: Money | None = None) -> None:
         self.path = path
         self._run = run
+        self._cap = cap
         self._flying: set[bytes] = set()  # in this process; touched by the writer alone
         self._queue: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
         self._owner = uuid.uuid4().hex
-        self._mark = self._mark_of(self._owner)
+        self._mark = ledger_file.mark_of(path, self._owner)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            new = self._mark.with_suffix(".new")  # seen under its name only once it is locked
-            self._alive = new.open("w")
-            fcntl.flock(self._alive, fcntl.LOCK_EX)
-            new.rename(self._mark)
-            for mark in path.parent.glob(self._mark_of("*").name):
-                self._is_alive(mark.name.split(".")[-2])
-            self._db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._db.execute(_SCHEMA)
-        except (OSError, sqlite3.Error) as error:
+            with ledger_file.opening(path):
+                alive, dead = ledger_file.users(path)
+                self._alive = self._mark.open("w")
+                fcntl.flock(self._alive, fcntl.LOCK_EX)
+                self._db = ledger_file.opened(path, alone=not alive, crashed=dead > 0)
+        except (OSError, sqlite3.Error, WorkError) as error:
             with contextlib.suppress(OSError):
                 self._mark.unlink()
             raise self._explain(error) from error
@@ -132,112 +137,158 @@ class Ledger:
             self._closed = True
             self._queue.put(None)
             self._writer.join()
+            with contextlib.suppress(OSError), ledger_file.opening(self.path):
+                ledger_file.users(self.path)  # dead ones' marks go: what they left in the log goes to the file now
             self._db.close()
             self._mark.unlink(missing_ok=True)
             self._alive.close()
 
-    async def claim(self, request: bytes, endpoint: str, model: str) -> Reply | Claim | Busy:
-        """The stored reply; else the committed right to send once; else the news that another is at it."""
-        found = await self._soon(lambda: self._claim(request, endpoint, model))
-        return self._load(*found) if isinstance(found, tuple) else found
+    async def claim(
+        self, request: bytes, endpoint: str, model: str, reserve: Money | None = None
+    ) -> Reply | Claim | Busy:
+        """The stored reply; else the committed right to send once; else the news that another is at it.
 
-    async def settle(self, claim: Claim, outcome: Reply | Failure | None) -> Reply | None:
-        """Commit what a send brought; None if that can't be known. A reply comes back with its key."""
+        `reserve` is the most that the send can cost. It counts as possibly spent until the cost is known.
+
+        Raises:
+            CapError: it might cost more than the cap leaves.
+            UserError: the cap can't be held, as the price is not known or in another currency.
+        """
+        found = await self._soon(lambda: self._claim(Claim(request, 0, endpoint, model, reserve)))
+        return found.reply() if isinstance(found, rows.Outcome) else found
+
+    async def settle(self, claim: Claim, outcome: Reply | Failure | None, cost: Money | None = None) -> Reply | None:
+        """Commit what a send brought, None if that can't be known, and what it cost, None as before.
+
+        A reply comes back with its key, and in all as it will come from the ledger ever after.
+        """
+        what = rows.packed(outcome) if outcome is not None else None
         # The commit goes on if the caller is cancelled: the reply is paid for.
-        future = self._submit(lambda: self._settle(claim, outcome))
+        future = self._submit(lambda: self._settle(claim, what, cost))
         await asyncio.shield(asyncio.wrap_future(future))
-        return outcome.model_copy(update={"key": _key(claim)}) if isinstance(outcome, Reply) else None
+        if not isinstance(outcome, Reply):
+            return None
+        tokens = packing.unpack(what[1]).tokens if what and outcome.tokens else ()
+        return outcome.model_copy(update={"key": rows.key_of(claim.request, claim.attempt), "tokens": tokens})
 
     def drop(self, claim: Claim) -> None:
         """End a claim whose outcome will never be known, without waiting."""
-        self._submit(lambda: self._settle(claim, None))
+        self._submit(lambda: self._settle(claim, None, None))
+
+    def attest(self, endpoint: str, privacy: str, host: str = "") -> None:
+        """Write down, once for a run, who was allowed to see its text, and since when."""
+        words = (self._run, endpoint, privacy, host, _now())
+        query = "INSERT OR IGNORE INTO attestations VALUES (?, ?, ?, ?, ?)"
+        self._submit(lambda: self._db.execute(query, words)).result()
 
     def find(self, key: str) -> Reply | Failure | None:
         """What the send with this key (`Reply.key`) brought."""
         request, _, attempt = key.partition("-")
-        row = self._submit(
-            lambda: self._db.execute(
-                "SELECT kind, body FROM sends WHERE request = ? AND attempt = ?",
-                (bytes.fromhex(request), int(attempt)),
-            ).fetchone()
-        ).result()
-        if row is None or row[0] is None:
-            return None
-        return self._load(key, row[1]) if row[0] == "reply" else Failure.model_validate_json(row[1])
+        place = (bytes.fromhex(request)[: rows.DIGEST], int(attempt))
+        query = f"{_OUTCOMES} WHERE request = ? AND attempt = ?"
+        found = self._submit(lambda: self._db.execute(query, place).fetchone()).result()
+        outcome = rows.Outcome(*found) if found else None
+        return outcome.load() if outcome and outcome.is_whole else None
 
     def summary(self, run: str | None = None) -> Summary:
         """The account of one run, or of all."""
-        rows = self._submit(
-            lambda: self._db.execute(
-                "SELECT kind, COUNT(*), SUM(tokens_in), SUM(tokens_out) FROM sends"
-                " WHERE ?1 IS NULL OR run = ?1 GROUP BY kind",
-                (run,),
-            ).fetchall()
-        ).result()
-        counts = {kind: count for kind, count, _, _ in rows}
+        query = (
+            f"SELECT currency, kind, {rows.TOTALS}"  # noqa: S608  our own names
+            " FROM accounts JOIN origins ON origin = id WHERE ?1 IS NULL OR run = ?1 GROUP BY currency, kind"
+        )
+        found = self._submit(lambda: self._db.execute(query, (run,)).fetchall()).result()
+        counts: dict[str, int] = {}
+        spent: dict[str, int] = {}
+        possible: dict[str, int] = {}
+        for currency, kind, count, *_, money, most, _ in found:
+            counts[kind] = counts.get(kind, 0) + count
+            spent[currency] = spent.get(currency, 0) + money
+            possible[currency] = possible.get(currency, 0) + most
+        prompt, cached, completion, thinking, _, _, unpriced = (sum(row[n] for row in found) for n in range(3, 10))
         return Summary(
             requests=sum(counts.values()),
-            replies=counts.get("reply", 0),
-            failures={k: n for k, n in sorted(counts.items(), key=str) if k not in (None, "reply")},
-            tokens_in=sum(row[2] for row in rows),
-            tokens_out=sum(row[3] for row in rows),
+            replies=counts.get(rows.REPLY, 0),
+            failures={kind: n for kind, n in sorted(counts.items()) if kind not in ("", rows.REPLY) and n},
+            tokens_in=prompt,
+            tokens_cached=cached,
+            tokens_out=completion,
+            tokens_thinking=thinking,
+            spent={currency: amount / rows.NANO for currency, amount in sorted(spent.items()) if amount},
+            possible={currency: amount / rows.NANO for currency, amount in sorted(possible.items()) if amount},
+            unpriced=unpriced,
         )
 
-    def _claim(self, request: bytes, endpoint: str, model: str) -> tuple[str, bytes] | Claim | Busy:
-        rows = self._db.execute("SELECT attempt, owner, kind FROM sends WHERE request = ?", (request,)).fetchall()
-        for attempt, _, kind in rows:
-            if kind == "reply":
-                body = self._db.execute(
-                    "SELECT body FROM sends WHERE request = ? AND attempt = ?", (request, attempt)
-                ).fetchone()[0]
-                return _key(Claim(request, attempt)), body
+    def rate(self, run: str) -> float:
+        """Replies to a run a minute, of late."""
+        now = _now()
+        query = (
+            "SELECT COUNT(*), MIN(at) FROM outcomes WHERE id > (SELECT MAX(id) FROM outcomes) - ? AND at > ?"
+            " AND kind = ? AND origin IN (SELECT id FROM origins WHERE run = ?)"
+        )
+        bounds = (_LATEST, now - _WINDOW, rows.REPLY, run)
+        count, first = self._submit(lambda: self._db.execute(query, bounds).fetchone()).result()
+        return count * 60_000 / max(now - first, 1_000) if count else 0.0
+
+    def _claim(self, wanted: Claim) -> rows.Outcome | Claim | Busy:
+        request = wanted.request
+        for outcome in map(rows.Outcome._make, self._db.execute(f"{_OUTCOMES} WHERE request = ?", (request,))):
+            if outcome.kind == rows.REPLY and outcome.is_whole:  # a damaged one is asked again
+                return outcome
+        owners = self._db.execute("SELECT owner FROM intents WHERE request = ?", (request,)).fetchall()
         if request in self._flying or any(
-            owner not in (None, self._owner) and self._is_alive(owner) for _, owner, _ in rows
+            owner not in (None, self._owner) and ledger_file.is_alive(self.path, owner) for (owner,) in owners
         ):
             return Busy()
-        claim = Claim(request, len(rows))
-        self._db.execute(
-            "INSERT INTO sends (request, attempt, run, endpoint, model, at, owner) VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (request, claim.attempt, self._run, endpoint, model, time.time(), self._owner),
-        )
+        self._hold_cap(wanted.reserve)
+        # By the index alone, which refuses a second row of the same attempt: a damaged row may say anything.
+        (last,) = self._db.execute(
+            "SELECT MAX(CAST(attempt AS INTEGER)) FROM (SELECT attempt FROM outcomes WHERE request = ?1"
+            " UNION ALL SELECT attempt FROM intents WHERE request = ?1)",
+            (request,),
+        ).fetchone()
+        claim = Claim(request, 0 if last is None else last + 1, wanted.endpoint, wanted.model, wanted.reserve)
+        self._open(claim, _nano(claim.reserve) or 0, self._owner)
         self._flying.add(request)
         return claim
 
-    def _settle(self, claim: Claim, outcome: Reply | Failure | None) -> None:
-        kind, body, usage = None, None, (0, 0)
-        if isinstance(outcome, Reply):
-            kind, body = "reply", zlib.compress(outcome.model_dump_json().encode())
-            usage = outcome.usage.prompt_tokens, outcome.usage.completion_tokens
-        elif outcome is not None:
-            kind, body = outcome.kind.value, outcome.model_dump_json().encode()
+    def _hold_cap(self, reserve: Money | None) -> None:
+        if self._cap is None:
+            return
+        amount, currency = self._cap
+        if reserve is None or reserve.currency != currency:
+            known = f"the price is in {reserve.currency}" if reserve else "the price is not known"
+            advice = "give it in the endpoint's `price`, or take the cap away"
+            raise UserError(f"teacher.cap: {amount:g} {currency} can't be held, as {known}: {advice}")
+        recipe = self._run.partition("/")[0]
+        spent, possible = self._db.execute(
+            "SELECT CAST(TOTAL(spent) AS INTEGER), CAST(TOTAL(possible) AS INTEGER)"
+            " FROM accounts JOIN origins ON origin = id"
+            " WHERE (run = ?1 OR run >= ?1 || '/' AND run < ?1 || '0') AND currency = ?2",  # '0' follows '/'
+            (recipe, currency),
+        ).fetchone()
+        if spent + possible + (_nano(reserve) or 0) > round(amount * rows.NANO):
+            also = f", {_told(possible)} more may be (in flight, or of unknown cost)" if possible else ""
+            raise CapError(
+                f"the cap of {amount:g} {currency}: {_told(spent)} is spent{also}, and the next request may cost "
+                f"{_told(_nano(reserve) or 0)}; raise it with teacher.cap=..., and the same command goes on from here"
+            )
+
+    def _open(self, claim: Claim, possible: int, owner: str | None) -> None:
+        place = (claim.request, claim.attempt, self._origin(claim, claim.reserve), _now())
+        rows.add_intent(self._db, place, possible, owner)
+
+    def _settle(self, claim: Claim, what: rows.Packed | None, cost: Money | None) -> None:
         self._flying.discard(claim.request)
-        self._db.execute(
-            "UPDATE sends SET owner = NULL, kind = ?, body = ?, tokens_in = ?, tokens_out = ?"
-            " WHERE request = ? AND attempt = ? AND kind IS NULL",
-            (kind, body, *usage, claim.request, claim.attempt),
-        )
+        self._db.execute("DELETE FROM intents WHERE request = ? AND attempt = ?", (claim.request, claim.attempt))
+        known, reserve = _nano(cost), _nano(claim.reserve) or 0
+        if what is None:
+            self._open(claim, reserve if known is None else known, None)
+        else:
+            place = (claim.request, claim.attempt, self._origin(claim, cost or claim.reserve), _now())
+            rows.add_outcome(self._db, place, what, (known, 0 if known is not None else reserve))
 
-    def _load(self, key: str, body: bytes) -> Reply:
-        try:
-            return Reply.model_validate_json(zlib.decompress(body)).model_copy(update={"key": key})
-        except (zlib.error, ValueError) as error:
-            raise WorkError(f"ledger {self.path}: {_MEND['SQLITE_CORRUPT']}") from error
-
-    def _mark_of(self, owner: str) -> Path:
-        return self.path.with_name(f"{self.path.name}.{owner}.alive")
-
-    def _is_alive(self, owner: str) -> bool:
-        """A process holds a lock on its mark for as long as it lives; a kill lets the lock go."""
-        mark = self._mark_of(owner)
-        try:
-            with mark.open() as handle:
-                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except BlockingIOError:
-            return True
-        mark.unlink(missing_ok=True)
-        return False
+    def _origin(self, claim: Claim, money: Money | None) -> int:
+        return rows.origin_of(self._db, self._run, claim.endpoint, claim.model, money.currency if money else "")
 
     def _submit(self, work: Callable[[], _R]) -> "Future[_R]":
         if self._closed:
@@ -246,7 +297,7 @@ class Ledger:
         self._queue.put((work, future))
         return future
 
-    async def _soon(self, work: Callable[[], Claim | Busy | tuple[str, bytes]]) -> Any:
+    async def _soon(self, work: Callable[[], Claim | Busy | rows.Outcome]) -> Any:
         future = self._submit(work)
         try:
             return await asyncio.shield(asyncio.wrap_future(future))
@@ -265,28 +316,66 @@ class Ledger:
             while not self._queue.empty():
                 batch.append(self._queue.get())
             work = [item for item in batch if item is not None]
-            flying = set(self._flying)
             try:
-                self._db.execute("BEGIN IMMEDIATE")
-                results = [todo() for todo, _ in work]
-                self._db.execute("COMMIT")
+                try:
+                    results = self._commit([todo for todo, _ in work])
+                except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+                    if not ledger_file.is_damage(error):
+                        raise
+                    self._mend()
+                    results = self._commit([todo for todo, _ in work])
             except Exception as error:  # noqa: BLE001  those who wait for it hear of it
-                self._flying = flying
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                reason = self._explain(error) if isinstance(error, sqlite3.Error) else error
-                for _, future in work:
-                    future.set_exception(reason)
-            else:
-                for (_, future), result in zip(work, results, strict=True):
+                reason = self._explain(error) if isinstance(error, (sqlite3.Error, OSError)) else error
+                results = [reason] * len(work)
+            for (_, future), result in zip(work, results, strict=True):
+                if isinstance(result, Exception):
+                    future.set_exception(result)
+                else:
                     future.set_result(result)
             if len(work) < len(batch):
                 return
 
-    def _explain(self, error: OSError | sqlite3.Error) -> WorkError:
+    def _commit(self, work: list[Callable[[], Any]]) -> list[Any]:
+        """What each piece of work gave, or the error of one that refused before it wrote anything."""
+        flying, results = set(self._flying), []
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            for todo in work:
+                try:
+                    results.append(todo())
+                except (CapError, UserError) as error:
+                    results.append(error)
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._flying = flying
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+        return results
+
+    def _mend(self) -> None:
+        with ledger_file.opening(self.path):
+            alive, _ = ledger_file.users(self.path)
+            alone = alive == 1  # ourselves
+            if alone:
+                self._db.close()
+            ledger_file.mend(self.path, alone=alone)
+            self._db = ledger_file.opened(self.path, alone=True)
+
+    def _explain(self, error: Exception) -> Exception:
+        if isinstance(error, WorkError):
+            return error
         name = "_".join(getattr(error, "sqlite_errorname", "").split("_")[:2])
         return WorkError(f"ledger {self.path}: {_MEND.get(name, f'{error}: check its folder and disk')}")
 
 
-def _key(claim: Claim) -> str:
-    return f"{claim.request.hex()}-{claim.attempt}"
+def _now() -> int:
+    return int(time.time() * 1000)
+
+
+def _nano(money: Money | None) -> int | None:
+    return None if money is None else round(money.amount * rows.NANO)
+
+
+def _told(nano: int) -> str:
+    return f"{nano / rows.NANO:.4g}"

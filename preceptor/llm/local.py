@@ -10,14 +10,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from preceptor.core.records import FailureKind, Reply, Request
-from preceptor.llm.completer import ProviderError
+from preceptor.llm.completer import Completer, ProviderError
 
 Generate = Callable[[Any, list[Request]], Sequence[Reply]]
 _GATHER = 0.02
 """Seconds for which requests that are on their way may still join a batch."""
 
 
-class Local:
+class Local(Completer):
     """A completer over `preceptor.model.generate`. `model` is the digest of the weights."""
 
     name = "local"

@@ -7,31 +7,34 @@ alone; what would fail every request (a refused key, a full disk) ends the run, 
 
 import asyncio
 import logging
-import random
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable
-from types import TracebackType
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Generic, TypeVar
 
 import stamina
 
-from preceptor.core.errors import WorkError
+from preceptor.core.errors import UserError, WorkError
+from preceptor.core.money import Money
 from preceptor.core.records import Failure, Reply, Request
 from preceptor.llm.completer import Completer, ProviderError
-from preceptor.llm.ledger import Claim, Ledger, request_key
+from preceptor.llm.gate import Gate, Lane
+from preceptor.llm.ledger import Busy, CapError, Claim, Ledger, request_key
 
 T = TypeVar("T")
 K = TypeVar("K")
 _DRAIN = 5.0
 _THROTTLES = 20
+_PAUSE = 2.0
+_CAP = 0.05
+"""Seconds between two looks at what is left to spend."""
 logging.getLogger("stamina").setLevel(logging.ERROR)  # retries are counted in the ledger
 
 
 async def run(
     conversations: Iterable[tuple[K, Generator[Request, Reply, T]]],
-    completer: Completer,
+    completers: Sequence[Completer],
     ledger: Ledger | None,
     concurrency: int,
     on_result: Callable[[K, T | Failure], None],
@@ -41,63 +44,20 @@ async def run(
 ) -> None:
     """Bring every conversation to its result or its failure; `on_result` hears of each once.
 
-    Conversations are drawn as there is room for them, so that millions take no memory. `sample` numbers a
-    conversation's draw. Without a ledger nothing is stored or replayed.
+    Several completers share the work, under the first one's name. Conversations are drawn as there is room for them,
+    so that millions take no memory. `sample` numbers a conversation's draw. Without a ledger nothing is stored or
+    replayed.
     The first Ctrl-C stops sending and waits five seconds for replies, a second one stops at once.
     """
-    runner = _Runner(conversations, completer, ledger, concurrency, on_result, sample, attempts)
+    runner = _Runner(conversations, completers, ledger, concurrency, on_result, sample, attempts)
     await runner.run()
-
-
-class _Gate:
-    """At most `limit` sends at once: fewer while the server asks us to slow down, then slowly more."""
-
-    def __init__(self, top: int) -> None:
-        self.closed = False
-        self._top = top
-        self._limit = float(top)
-        self._busy = 0
-        self._until = 0.0
-        self._free = asyncio.Condition()
-
-    async def __aenter__(self) -> None:
-        loop = asyncio.get_running_loop()
-        async with self._free:
-            await self._free.wait_for(lambda: self._busy < int(self._limit))
-            self._busy += 1
-        try:
-            while (wait := self._until - loop.time()) > 0:  # noqa: ASYNC110  it may have grown meanwhile
-                await asyncio.sleep(wait + random.uniform(0, 0.2 * wait))
-            if self.closed:
-                raise asyncio.CancelledError
-        except asyncio.CancelledError:
-            self._busy -= 1
-            raise
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._busy -= 1
-        async with self._free:
-            self._free.notify(max(1, int(self._limit) - self._busy))
-
-    def slow(self, seconds: float) -> None:
-        """Half the limit, once for each pause, and no send before it is over."""
-        now = asyncio.get_running_loop().time()
-        if now >= self._until:
-            self._limit = max(1.0, self._limit / 2)
-        self._until = max(self._until, now + seconds)
-
-    def widen(self) -> None:
-        """A reply came: one more at once for each full round of replies."""
-        self._limit = min(float(self._top), self._limit + 1 / self._limit)
 
 
 class _Runner(Generic[K, T]):
     def __init__(
         self,
         conversations: Iterable[tuple[K, Generator[Request, Reply, T]]],
-        completer: Completer,
+        completers: Sequence[Completer],
         ledger: Ledger | None,
         concurrency: int,
         on_result: Callable[[K, T | Failure], None],
@@ -106,16 +66,17 @@ class _Runner(Generic[K, T]):
     ) -> None:
         self._conversations = iter(conversations)
         self._open: dict[K, Generator[Request, Reply, T]] = {}
-        self._completer = completer
+        self._completers = completers
         self._ledger = ledger
         self._on_result = on_result
         self._sample = sample
         self._attempts = attempts
         self._concurrency = concurrency
-        self._gate = _Gate(concurrency)
+        self._gate = Gate(completers, concurrency)
         self._sending: set[asyncio.Task[None]] = set()
         self._workers: set[asyncio.Task[None]] = set()
         self._interrupts = 0
+        self._claims = 0
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -195,7 +156,8 @@ class _Runner(Generic[K, T]):
             repeats[request] += 1
 
     async def _ask(self, request: Request, sample: int, repeat: int) -> Reply:
-        key = request_key(self._completer.name, self._completer.model, request, sample, repeat)
+        first = self._completers[0]
+        key = request_key(first.name, first.model, request, sample, repeat)
         async for attempt in stamina.retry_context(
             on=lambda error: isinstance(error, ProviderError) and error.retryable,
             attempts=self._attempts,
@@ -215,13 +177,12 @@ class _Runner(Generic[K, T]):
             try:
                 if reply := await self._once(key, request):
                     return reply
-            except ProviderError as error:
+            except _ThrottledError as told:
                 throttles += 1
-                if error.retry_after is None or not error.retryable:
-                    raise
                 if throttles > _THROTTLES:
-                    raise ProviderError(error.kind, error.detail, retryable=False) from error
-                self._gate.slow(max(error.retry_after, min(30.0, 0.25 * 2**throttles)))
+                    raise ProviderError(told.error.kind, told.error.detail, retryable=False) from told.error
+                more = min(30.0, 0.25 * 2**throttles) if throttles > 1 else 0.0
+                told.lane.slow(max(told.error.retry_after or 0.0, more))
             else:
                 await asyncio.sleep(wait)
                 wait = min(2.0, wait * 1.5)
@@ -229,28 +190,75 @@ class _Runner(Generic[K, T]):
     async def _once(self, key: bytes, request: Request) -> Reply | None:
         """The stored reply or a send's; None while the same request is in flight elsewhere."""
         if self._ledger is None:
-            async with self._gate:
-                return await self._completer.complete(request)
-        claim = await self._ledger.claim(key, self._completer.name, self._completer.model)
+            return (await self._send(request))[0]
+        claim = await self._claim(self._ledger, key, request)
         if not isinstance(claim, Claim):
             return claim if isinstance(claim, Reply) else None
-        task = asyncio.current_task()
-        assert task is not None
+        self._claims += 1
         open_claim = True
         try:
-            async with self._gate:
-                self._sending.add(task)
-                outcome = await self._completer.complete(request)
-            self._gate.widen()
+            reply, cost = await self._send(request)
             open_claim = False
-            return await self._ledger.settle(claim, outcome)
+            return await self._ledger.settle(claim, reply, cost)
+        except (UserError, WorkError):  # before a byte was sent
+            open_claim = False
+            await self._ledger.settle(claim, None, self._nothing(request))
+            raise
         except ProviderError as error:
             open_claim = False
-            await self._ledger.settle(claim, error.failure() if error.sent else None)
+            nothing = self._nothing(request) if error.answered or not error.sent else None
+            await self._ledger.settle(claim, error.failure() if error.sent else None, nothing)
+            if error.ends:
+                raise error.ends from error
             if self._gate.closed:  # no time for another attempt: it is owed to the next run
                 raise asyncio.CancelledError from error
             raise
         finally:
-            self._sending.discard(task)
+            self._claims -= 1
             if open_claim:
                 self._ledger.drop(claim)
+
+    async def _claim(self, ledger: Ledger, key: bytes, request: Request) -> Reply | Claim | Busy:
+        """The ledger's word; near the cap it may take replies on their way to tell what is left."""
+        first = self._completers[0]
+        while True:
+            try:
+                return await ledger.claim(key, first.name, first.model, self._most(request))
+            except CapError:
+                if not self._claims:
+                    raise
+                await asyncio.sleep(_CAP)
+
+    def _nothing(self, request: Request) -> Money | None:
+        return Money(0.0, most.currency) if (most := self._most(request)) else None
+
+    def _most(self, request: Request) -> Money | None:
+        return max((most for lane in self._completers if (most := lane.most(request))), default=None)
+
+    async def _send(self, request: Request) -> tuple[Reply, Money | None]:
+        """A reply and what it cost, over the lane that is least busy."""
+        task = asyncio.current_task()
+        assert task is not None
+        async with self._gate.through(request) as (lane, entry):
+            self._sending.add(task)
+            try:
+                reply = await lane.completer.complete(request)
+            except ProviderError as error:
+                if error.retry_after is not None and error.retryable:
+                    raise _ThrottledError(error, lane) from error
+                if not error.answered and len(self._completers) > 1:  # the others do its work meanwhile
+                    lane.slow(_PAUSE)
+                raise
+            finally:
+                self._sending.discard(task)
+            lane.replied(reply, entry)
+            return reply, lane.completer.cost(reply)
+
+
+class _ThrottledError(ProviderError):
+    """A lane was told to slow down."""
+
+    def __init__(self, error: ProviderError, lane: Lane) -> None:
+        super().__init__(error.kind, error.detail, retryable=True, answered=error.answered)
+        self.error = error
+        self.lane = lane

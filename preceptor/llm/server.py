@@ -15,7 +15,9 @@ from pathlib import Path
 import httpx2
 
 from preceptor.core.errors import UserError, WorkError
-from preceptor.llm.endpoint import EndpointConfig
+from preceptor.llm.config import EndpointConfig
+
+_NOT_YET = (HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT)
 
 # A process of its own between us and the server: it ends the server's whole group when it is told to, or
 # when its parent is gone, even by kill -9. The server's group is not the terminal's, so that Ctrl-C reaches
@@ -78,8 +80,8 @@ def _await(url: str, watch: "subprocess.Popen[bytes]", config: EndpointConfig, l
     with httpx2.Client(trust_env=False, timeout=5) as client:
         while True:
             with contextlib.suppress(httpx2.TransportError):
-                # Any answer will do: a server that asks for a key is there too.
-                if client.get(f"{url}/models").status_code < HTTPStatus.INTERNAL_SERVER_ERROR:
+                # Nearly any answer will do: one that asks for a key is there too, and some have no such list.
+                if client.get(f"{url}/models").status_code not in _NOT_YET:
                     return
             if watch.poll() is not None:
                 raise WorkError(f"`{config.start}` ended before it answered: {_last_line(log)} (see {log})")

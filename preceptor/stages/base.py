@@ -30,7 +30,7 @@ LEDGER = "ledger.sqlite"
 class How:
     """Marks a field that changes how the work is done, never its result: it may change between two starts.
 
-    `keep` names what still counts of a nested model.
+    `keep` names what still counts of a nested model; of several, of the first.
     """
 
     keep: tuple[str, ...] = ()
@@ -89,8 +89,9 @@ def result_fields(config: BaseModel) -> dict[str, Any]:
         how = next((mark for mark in field.metadata if isinstance(mark, How)), None)
         if name == "limit" or (how and not how.keep):
             del fields[key]
-        elif how and isinstance(fields[key], dict):
-            fields[key] = {k: fields[key][k] for k in how.keep}
+        elif how and fields[key]:
+            one = fields[key][0] if isinstance(fields[key], list) else fields[key]
+            fields[key] = {k: one[k] for k in how.keep}
         elif isinstance(value, BaseModel):
             fields[key] = result_fields(value)
     return fields

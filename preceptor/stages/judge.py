@@ -147,7 +147,7 @@ def run(config: Config, context: Context) -> Mapping[str, Any]:
     figures = _compared(bench) if config.pairs else _judged(bench)
     judge: dict[str, Any] = {
         "model": config.teacher.model,
-        "endpoint": config.teacher.endpoint.name,
+        "endpoint": config.teacher.endpoint[0].name,
         "temperature": config.temperature,
         "repeats": config.repeats,
         "rubric": rubric.name,

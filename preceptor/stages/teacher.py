@@ -1,15 +1,18 @@
 """Who is asked: the teacher of a recipe, and one way to hold many conversations with a model."""
 
 import asyncio
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Annotated, TypeVar
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from preceptor.core.money import Money
 from preceptor.core.records import Failure, Reply, Request
 from preceptor.llm.completer import Completer
-from preceptor.llm.endpoint import Endpoint, EndpointConfig
+from preceptor.llm.config import EndpointConfig
+from preceptor.llm.endpoint import lanes
 from preceptor.llm.ledger import Ledger
 from preceptor.llm.runner import run
 from preceptor.llm.server import started
@@ -17,6 +20,8 @@ from preceptor.stages.base import LEDGER, Context, How
 
 T = TypeVar("T")
 K = TypeVar("K")
+_NOWHERE = "http://127.0.0.1"
+"""The address of endpoints that nobody will ask."""
 
 
 class TeacherConfig(BaseModel):
@@ -25,29 +30,92 @@ class TeacherConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str = "textbook"
-    endpoint: Annotated[EndpointConfig, How(keep=("name", "extra"))]
-    """A server's URL, `textbook`, or the fields of an endpoint. Only its name and `extra` decide replies."""
+    endpoint: Annotated[tuple[EndpointConfig, ...], How(keep=("name", "extra", "json_mode"))]
+    """A server's URL, a preset's name such as `textbook`, or the fields of an endpoint; several share the work. Only
+    the first one's name, its `extra` and its JSON mode decide replies."""
+    cap: Annotated[float | None, How()] = Field(default=None, gt=0)
+    """Most money that the recipe may spend, in the currency of the endpoint's price."""
+    tokenizer: Annotated[str, How()] = ""
+    """With what `plan` counts tokens: a folder, a tokenizer.json, or a name in the hub's cache; by default the model's
+    own, if it is on this disk."""
+
+    @field_validator("endpoint", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if not self.endpoint:
+            raise ValueError("endpoint: name one at least")
+        object.__setattr__(self, "endpoint", tuple(one.of(self.model) for one in self.endpoint))
+        first, *others = self.endpoint
+        if other := next((one for one in others if (one.extra, one.json_mode) != (first.extra, first.json_mode)), None):
+            raise ValueError(
+                f"endpoint: {other.name} is asked otherwise than {first.name} (extra, json_mode, thinking)"
+            )
+        currencies = {one.price.currency if one.price else None for one in self.endpoint}
+        if self.cap is not None and (None in currencies or len(currencies) > 1):
+            raise ValueError("cap: it needs the price of every endpoint, in one currency; give it in `endpoint.price`")
+        return self
+
+    @property
+    def limit(self) -> Money | None:
+        """The cap as a sum."""
+        price = self.endpoint[0].price
+        return Money(self.cap, price.currency) if self.cap is not None and price else None
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """Who answers: completers that share the work under one name, and the most that may be spent on them."""
+
+    completers: Sequence[Completer]
+    cap: Money | None = None
+
+    @property
+    def name(self) -> str:
+        """As the ledger knows it."""
+        return self.completers[0].name
+
+
+@dataclass(frozen=True)
+class Rehearsal(Context):
+    """A context in which nobody is asked: `hold` gets the conversations that would be held, with what `converse` got."""
+
+    hold: Callable[
+        [
+            Iterable[tuple[Any, Generator[Request, Reply, Any]]],
+            Answerer,
+            Callable[[Any, Any], None],
+            Callable[[Any], int],
+        ],
+        None,
+    ]
 
 
 @contextmanager
-def teacher(config: TeacherConfig, context: Context) -> Iterator[Completer]:
-    """The teacher's endpoint, started if it is ours to start."""
-    log = context.folder / "server.log"
-    if config.endpoint.start:
-        with context.progress(f"starting {config.endpoint.name}", None):
-            server = started(config.endpoint, config.model, log)
-            url = server.__enter__()
-        try:
-            yield Endpoint(config.endpoint, config.model, url)
-        finally:
-            server.__exit__(None, None, None)
-    else:
-        yield Endpoint(config.endpoint, config.model)
+def teacher(config: TeacherConfig, context: Context) -> Iterator[Answerer]:
+    """The teacher's endpoints, started if they are ours to start."""
+    if isinstance(context, Rehearsal):
+        keyless = [one.model_copy(update={"key_env": ()}) for one in config.endpoint]
+        yield Answerer(lanes(keyless, config.model, [_NOWHERE] * len(keyless)), config.limit)
+        return
+    with ExitStack() as servers:
+        urls = []
+        for number, one in enumerate(config.endpoint):
+            log = context.folder / f"server{number or ''}.log"
+            if one.start:
+                with context.progress(f"starting {one.name}", None):
+                    urls.append(servers.enter_context(started(one, one.model or config.model, log)))
+            else:
+                urls.append(str(one.url))
+        yield Answerer(lanes(config.endpoint, config.model, urls), config.limit)
 
 
 def converse(
     conversations: Iterable[tuple[K, Generator[Request, Reply, T]]],
-    completer: Completer,
+    answerer: Answerer,
     context: Context,
     concurrency: int,
     keep: Callable[[K, T | Failure], None],
@@ -55,14 +123,22 @@ def converse(
 ) -> None:
     """Bring every conversation to its result or failure, through the ledger of all runs; `keep` hears of each once.
 
-    `sample` numbers a conversation's draw. The completer is closed in the end.
+    `sample` numbers a conversation's draw. The completers are closed in the end.
     """
 
+    if isinstance(context, Rehearsal):
+        context.hold(conversations, answerer, keep, sample)
+        return
+
     async def drive() -> None:
-        with Ledger(context.runs / LEDGER, f"{context.recipe}/{context.section}") as ledger:
+        with Ledger(context.runs / LEDGER, f"{context.recipe}/{context.section}", answerer.cap) as ledger:
+            for completer in answerer.completers:
+                if completer.zone:
+                    ledger.attest(completer.name, *completer.zone)
             try:
-                await run(conversations, completer, ledger, concurrency, keep, sample=sample)
+                await run(conversations, answerer.completers, ledger, concurrency, keep, sample=sample)
             finally:
-                await completer.close()
+                for completer in answerer.completers:
+                    await completer.close()
 
     asyncio.run(drive())

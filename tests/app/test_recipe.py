@@ -35,7 +35,7 @@ def test_sections_take_the_head_and_their_own(tmp_path):
     assert (found["prepare"].seed, found["prepare"].language, found["prepare"].limit) == (7, "zh", 24)
     assert (found["label"].teacher.model, found["label"].limit) == ("m", 24)
     second = found["label_second"]
-    assert (second.teacher.model, second.teacher.endpoint.name) == ("other", "textbook")
+    assert (second.teacher.model, second.teacher.endpoint[0].name) == ("other", "textbook")
     assert (second.limit, second.language, second.from_) == (5, "en", ("prepare",))
     assert recipe.of_stage("label") == ["label", "label_second"]
     assert [section.name for section in recipe.chosen(["label", "prepare"])] == ["prepare", "label"]
@@ -65,7 +65,7 @@ def test_an_override_replaces_a_word_by_fields(tmp_path):
     path = write(tmp_path, f"{TEACHER}\nlabel: {{}}")
     url = "http://127.0.0.1:1/v1"
     found = sections(load(path, [f"teacher.endpoint.url={url}", "label.teacher.model=x"]))["label"].teacher
-    assert (found.endpoint.url, found.endpoint.start, found.model) == (url, None, "x")
+    assert (found.endpoint[0].url, found.endpoint[0].start, found.model) == (url, None, "x")
 
 
 @given(

@@ -2,23 +2,30 @@
 
 import asyncio
 import socket
+from itertools import pairwise
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from preceptor.core.errors import UserError, WorkError
 from preceptor.core.records import FailureKind, Reply, Usage
+from preceptor.llm.chat import _tokens, _usage, is_called
 from preceptor.llm.completer import ProviderError
-from preceptor.llm.endpoint import Endpoint, EndpointConfig, _retry_after
+from preceptor.llm.config import EndpointConfig, presets
+from preceptor.llm.endpoint import Endpoint, _retry_after, _span
 from tests.llm.conftest import ask
 from tests.llm.server import ANSWER, Hostile
 
 
-def complete(url: str, text: str = "hello", logprobs: int | None = None, **config: Any) -> Reply:
+def complete(url: str, text: str = "hello", logprobs_: int | None = None, **config: Any) -> Reply:
     async def main() -> Reply:
         endpoint = Endpoint(EndpointConfig.model_validate({"url": url, "timeout": 1, **config}), "m")
         try:
-            return await endpoint.complete(ask(text, logprobs))
+            return await endpoint.complete(ask(text, logprobs_))
+        except ProviderError as error:
+            raise error.ends or error from error
         finally:
             await endpoint.close()
 
@@ -39,15 +46,21 @@ def complete(url: str, text: str = "hello", logprobs: int | None = None, **confi
         ("list", FailureKind.PROVIDER, True),
         ("choices", FailureKind.EMPTY, True),
         ("null", FailureKind.EMPTY, True),
+        ("503", FailureKind.PROVIDER, True),
+        ("429now", FailureKind.PROVIDER, True),
+        ("drip", FailureKind.TIMEOUT, True),
+        ("utf8", FailureKind.PROVIDER, True),
+        ("short", FailureKind.PROVIDER, True),
+        ("other", FailureKind.PROVIDER, True),
     ],
 )
 def test_each_misbehaviour_has_a_name(hostile: Hostile, act: str, kind: FailureKind, retryable: bool) -> None:
     with pytest.raises(ProviderError) as caught:
-        complete(hostile.url, f"do: {act}", timeout=1 if act == "hang" else 20)
+        complete(hostile.url, f"do: {act}", timeout=1 if act in ("hang", "drip") else 20)
     assert (caught.value.kind, caught.value.retryable, caught.value.sent) == (kind, retryable, True)
     assert caught.value.detail
     assert "\n" not in caught.value.detail
-    assert caught.value.retry_after == (0.2 if act == "429" else None)
+    assert caught.value.retry_after == {"429": 0.2, "503": 0.1, "429now": 1.0}.get(act)
 
 
 @pytest.mark.parametrize("act", ["401", "404", "302"])
@@ -91,7 +104,7 @@ def test_half_a_character_can_be_written_down(hostile: Hostile) -> None:
     assert Reply.model_validate_json(reply.model_dump_json()).text.startswith("half")
 
 
-@pytest.mark.parametrize("act", ["think", "reasoning"])
+@pytest.mark.parametrize("act", ["think", "reasoning", "reasoning2"])
 def test_thinking_is_kept_apart(hostile: Hostile, act: str) -> None:
     reply = complete(hostile.url, f"do: {act}")
     assert (reply.thinking, reply.text) == ("hm", ANSWER)
@@ -99,7 +112,7 @@ def test_thinking_is_kept_apart(hostile: Hostile, act: str) -> None:
 
 @pytest.mark.parametrize("act", ["logprobs", "thinkprobs"])
 def test_tokens_spell_the_text(hostile: Hostile, act: str) -> None:
-    reply = complete(hostile.url, f"do: {act}", logprobs=5)
+    reply = complete(hostile.url, f"do: {act}", logprobs_=5)
     assert b"".join(token.utf8 for token in reply.tokens).decode() == reply.text == ANSWER
     assert reply.tokens[3].alternatives[0][0] == reply.tokens[3].utf8
     assert hostile.bodies[0]["top_logprobs"] == 5
@@ -107,9 +120,9 @@ def test_tokens_spell_the_text(hostile: Hostile, act: str) -> None:
 
 def test_missing_logprobs_are_told_apart(hostile: Hostile) -> None:
     with pytest.raises(UserError, match="gives no log-prob"):
-        complete(hostile.url, "hello", logprobs=0)
+        complete(hostile.url, "hello", logprobs_=0)
     with pytest.raises(ProviderError, match="don't spell"):
-        complete(hostile.url, "do: misspelt", logprobs=0)
+        complete(hostile.url, "do: misspelt", logprobs_=0)
 
 
 def test_extra_fields_and_the_name(hostile: Hostile) -> None:
@@ -211,7 +224,7 @@ def test_private_text_takes_no_proxy(hostile: Hostile, monkeypatch: pytest.Monke
     ],
 )
 def test_wrong_configs(wrong: Any) -> None:
-    with pytest.raises(ValueError, match=r"url|start|Port"):
+    with pytest.raises(ValueError, match=r"url|start|Port|no endpoint"):
         EndpointConfig.model_validate(wrong)
 
 
@@ -241,3 +254,184 @@ def test_retry_after() -> None:
     assert _retry_after("2.5") == 2.5
     assert _retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
     assert _retry_after("soon") == 1
+
+
+def test_a_second_answer_is_never_the_next_ones(hostile: Hostile) -> None:
+    """A server that answers twice leaves a reply on the wire: it must not be taken for the next request's."""
+
+    async def main() -> list[str]:
+        endpoint = Endpoint(EndpointConfig(url=hostile.url, timeout=2), "m")
+        said = []
+        for number in range(6):
+            request = ask(f"question {number} do: {'twice' if number % 2 else 'echo'}")
+            try:
+                said.append((await endpoint.complete(request)).text)
+            except ProviderError as error:
+                assert error.retryable  # noqa: PT017  either is right, and no wrong reply
+                said.append((await endpoint.complete(request)).text)
+        await endpoint.close()
+        return said
+
+    assert [text.partition(" do:")[0] for text in asyncio.run(main())] == [f"question {n}" for n in range(6)]
+
+
+def test_whitespace_without_end_is_a_cut_reply(hostile: Hostile) -> None:
+    assert complete(hostile.url, "do: white").finish == "length"
+
+
+def test_what_is_not_known_of_a_token_costs_no_reply(hostile: Hostile) -> None:
+    tokens = complete(hostile.url, "do: gaps", logprobs_=5).tokens
+    assert [token.logprob for token in tokens[:4]] == [None, None, 0.0, -0.5]
+    assert [len(token.alternatives) for token in tokens[:4]] == [0, 1, 1, 1]
+
+
+def test_another_model_is_told_from_another_name(hostile: Hostile) -> None:
+    with pytest.raises(ProviderError, match=r"asked for 'm', and 'another-7b' answered.*answers_as"):
+        complete(hostile.url, "do: other")
+    assert complete(hostile.url, "do: other", answers_as="another-7b").text == ANSWER
+
+    async def main() -> None:
+        endpoint = Endpoint(EndpointConfig(url=hostile.url), "m")
+        for _ in range(19):
+            with pytest.raises(ProviderError) as caught:
+                await endpoint.complete(ask("do: other"))
+            assert caught.value.ends is None
+        with pytest.raises(ProviderError) as caught:
+            await endpoint.complete(ask("do: other"))
+        assert isinstance(caught.value.ends, UserError)
+        await endpoint.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("asked", "said", "same"),
+    [
+        ("gpt-4o", "gpt-4o-2024-08-06", True),
+        ("Qwen/Qwen2.5-72B-Instruct", "qwen2.5-72b-instruct", True),
+        ("/models/mini", "/models/mini@main", True),
+        ("smollm2", "/cache/smollm2.Q8_0.gguf", True),
+        ("deepseek-v4-pro", "", True),
+        ("deepseek-v4-pro", "deepseek-v4-flash", False),
+        ("Qwen/Qwen2.5-72B-Instruct", "Qwen/Qwen2.5-7B-Instruct", False),
+    ],
+)
+def test_names_of_models(asked: str, said: str, same: bool) -> None:
+    assert is_called(asked, said) is same
+
+
+def test_usage_in_all_its_forms(hostile: Hostile) -> None:
+    details = {"prompt_tokens": 9, "completion_tokens": 5, "prompt_cache_hit_tokens": 4}
+    assert _usage(details) == Usage(prompt_tokens=9, completion_tokens=5, cached_tokens=4)
+    nested = {
+        "prompt_tokens": 9,
+        "completion_tokens": 5,
+        "prompt_tokens_details": {"cached_tokens": 8},
+        "completion_tokens_details": {"reasoning_tokens": 3},
+    }
+    assert _usage(nested) == Usage(prompt_tokens=9, completion_tokens=5, cached_tokens=8, thinking_tokens=3)
+    assert _usage({"prompt_tokens": "9", "completion_tokens": -1, "prompt_tokens_details": []}) == Usage()
+    assert complete(hostile.url, "do: nousage").usage == Usage()
+
+
+SCHEMA = '{"type": "object"}'
+
+
+@pytest.mark.parametrize(
+    ("mode", "sent"),
+    [
+        ("none", None),
+        ("object", {"type": "json_object"}),
+        (
+            "schema",
+            {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": {"type": "object"}}},
+        ),
+    ],
+)
+def test_the_schema_goes_where_it_is_understood(hostile: Hostile, mode: str, sent: Any) -> None:
+    async def main() -> str:
+        config = EndpointConfig.model_validate({"url": hostile.url, "json_mode": mode, "name": "e"})
+        endpoint = Endpoint(config, "m")
+        await endpoint.complete(ask("hello").model_copy(update={"json_schema": SCHEMA}))
+        await endpoint.close()
+        return endpoint.name
+
+    name = asyncio.run(main())
+    assert hostile.bodies[0].get("response_format") == sent
+    assert (name == "e") is (mode == "none")  # replies under another format are other replies
+
+
+def test_presets() -> None:
+    for name in presets():
+        config = EndpointConfig.model_validate(name)
+        assert config.name == name
+        assert config.privacy == "private"  # no preset attests anything for the user
+    known = EndpointConfig.model_validate("deepseek").of("deepseek-v4-flash")
+    assert known.price is not None
+    assert (known.price.currency, known.price.output, known.distillation) == ("USD", 0.28, True)
+    assert known.price.cost(Usage(prompt_tokens=10**6, cached_tokens=5 * 10**5, completion_tokens=10**6)) == (
+        pytest.approx((0.07 + 0.0014 + 0.28, "USD")[0]),
+        "USD",
+    )
+    assert EndpointConfig.model_validate("deepseek").of("who-knows").price is None
+    own = {"currency": "CNY", "input": 1, "output": 2, "as_of": "2026-01-01"}
+    mine = EndpointConfig.model_validate({"preset": "deepseek", "price": own}).of("deepseek-v4-flash")
+    assert mine.price is not None
+    assert mine.price.currency == "CNY"
+    assert not presets()["openai"]["distillation"]
+
+
+def test_the_thinking_switch() -> None:
+    off = EndpointConfig.model_validate({"preset": "vllm", "thinking": False, "extra": {"top_k": 1}})
+    assert off.extra == {"chat_template_kwargs": {"enable_thinking": False}, "top_k": 1}
+    assert EndpointConfig.model_validate("vllm").extra == {}
+    with pytest.raises(ValueError, match="how it is switched here is not known"):
+        EndpointConfig.model_validate({"url": "http://h/v1", "thinking": True})
+    with pytest.raises(ValueError, match="no endpoint 'deepsek'"):
+        EndpointConfig.model_validate("deepsek")
+
+
+def test_what_an_endpoint_lacks_is_said_before_a_byte_is_sent(hostile: Hostile) -> None:
+    with pytest.raises(UserError, match="gives no log-probabilities"):
+        complete(hostile.url, logprobs_=5, logprobs=0)
+    with pytest.raises(UserError, match="gives 5 alternatives a token at most"):
+        complete(hostile.url, logprobs_=6, logprobs=5)
+    assert not hostile.bodies
+
+
+def test_spans() -> None:
+    assert [_span(value) for value in ("1s", "6m0s", "20ms", "2.5", "1h2m", "")] == [1, 360, 0.02, 2.5, 3720, 1]
+
+
+def test_the_most_that_a_send_can_cost() -> None:
+    price = {"currency": "CNY", "input": 2, "output": 8, "as_of": "2026-01-01"}
+    endpoint = Endpoint(EndpointConfig.model_validate({"url": "http://127.0.0.1/v1", "price": price}), "m")
+    most = endpoint.most(ask("咳嗽"))  # six bytes, sixteen of the template, 512 to come
+    assert most == (pytest.approx((22 * 2 + 512 * 8) / 1e6), "CNY")
+    reply = Reply(text="x", usage=Usage(prompt_tokens=10, completion_tokens=20))
+    assert endpoint.cost(reply) == (pytest.approx(180e-6), "CNY")
+    assert endpoint.cost(Reply(text="x")) is None  # nobody counted
+    assert Endpoint(EndpointConfig(url="http://127.0.0.1/v1"), "m").most(ask("x")) is None
+
+
+WORDS = "头痛，发热3天"
+
+
+@given(cuts=st.lists(st.integers(1, len(WORDS.encode()) - 1), unique=True), end=st.booleans())
+def test_tokens_of_which_the_halves_of_characters_are_left_out(cuts: list[int], end: bool) -> None:
+    """A server that gives `""` for a token that is no whole character: the bytes and the sum come out right."""
+    data = WORDS.encode()
+    edges = [0, *sorted(cuts), len(data)]
+    pieces = [data[low:high] for low, high in pairwise(edges)]
+    content = [{"token": _told(piece), "bytes": None, "logprob": -0.25, "top_logprobs": []} for piece in pieces]
+    content += [{"token": "<|im_end|>", "bytes": None, "logprob": -0.5}] * end
+    tokens = _tokens({"content": content}, WORDS, WORDS)
+    assert b"".join(token.utf8 for token in tokens) == data
+    assert sum(token.logprob or 0 for token in tokens) == -0.25 * len(pieces)
+
+
+def _told(piece: bytes) -> str:
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return ""

@@ -33,7 +33,7 @@ def label(engine: Engine, talks: dict[str, Any], ledger: Ledger | None = None, b
 
     async def main() -> None:
         local = Local("weights", "digest", batch=batch, generate=engine)
-        await run(talks.items(), local, ledger, 40, results.__setitem__)
+        await run(talks.items(), [local], ledger, 40, results.__setitem__)
         await local.close()
 
     asyncio.run(main())

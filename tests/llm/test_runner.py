@@ -18,7 +18,8 @@ import pytest
 
 from preceptor.core.errors import UserError, WorkError
 from preceptor.core.records import Failure, FailureKind, Reply, Request
-from preceptor.llm.endpoint import Endpoint, EndpointConfig
+from preceptor.llm.config import EndpointConfig
+from preceptor.llm.endpoint import Endpoint
 from preceptor.llm.ledger import Ledger
 from preceptor.llm.runner import run
 from tests.llm.conftest import ask, talk
@@ -39,7 +40,7 @@ def label(url: str, ledger: Path | None, talks: Talks, concurrency: int = 8, **o
         endpoint = Endpoint(EndpointConfig(url=url, timeout=options.pop("timeout", 5)), "m")
         book = Ledger(ledger) if ledger else None
         try:
-            await run(talks.items(), endpoint, book, concurrency, once, **options)
+            await run(talks.items(), [endpoint], book, concurrency, once, **options)
         finally:
             await endpoint.close()
             if book:
@@ -120,7 +121,7 @@ def test_what_fails_all_ends_the_run(hostile: Hostile, tmp_path: Path) -> None:
     with pytest.raises(WorkError, match="can't be reached"):
         label("http://127.0.0.1:1", tmp_path / "l.db", many(200))
     with Ledger(tmp_path / "l.db") as ledger:
-        assert ledger.summary().failures == {}
+        assert ledger.summary().failures == {"provider": len(hostile.bodies)}  # none was lost in flight
 
 
 def test_an_error_lets_what_is_in_flight_arrive(tmp_path: Path) -> None:
@@ -252,7 +253,7 @@ def test_no_key_in_any_file(hostile: Hostile, tmp_path: Path, monkeypatch: pytes
     async def main() -> None:
         endpoint = Endpoint(EndpointConfig(url=hostile.url, key_env="SOME_KEY"), "m")
         with Ledger(tmp_path / "l.db") as ledger:
-            await run([("a", talk("do: 400")), ("b", talk("x"))], endpoint, ledger, 2, lambda *_: None)
+            await run([("a", talk("do: 400")), ("b", talk("x"))], [endpoint], ledger, 2, lambda *_: None)
             written.extend(await asyncio.to_thread(contents, tmp_path))
         await endpoint.close()
 

@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 from preceptor.core.errors import UserError, WorkError
-from preceptor.llm.endpoint import EndpointConfig
+from preceptor.llm.config import EndpointConfig
 from preceptor.llm.server import started
 
 # A model server with a worker process, which is slow to answer and deaf to polite requests to end.

@@ -91,6 +91,6 @@ def test_only_the_name_of_an_endpoint_decides_its_replies():
         return result_fields(TeacherConfig.model_validate({"model": "m", "endpoint": endpoint}))
 
     one = fields(url="http://127.0.0.1:8000/v1", name="big", timeout=3)
-    assert one == {"model": "m", "endpoint": {"name": "big", "extra": {}}}
+    assert one == {"model": "m", "endpoint": {"name": "big", "extra": {}, "json_mode": "none"}}
     assert one == fields(url="http://127.0.0.1:9000/v1", name="big", key_env="KEY")
     assert one != fields(url="http://127.0.0.1:8000/v1")
