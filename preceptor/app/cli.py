@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from typer.exceptions import TyperException
@@ -136,6 +136,55 @@ def _history_add(
     add(runs, version, score, scheme, answers)
 
 
+ledger = typer.Typer(help="What was paid for: check it, read it out, make it smaller.", rich_markup_mode=None)
+app.add_typer(ledger, name="ledger", no_args_is_help=True)
+
+
+@ledger.command("verify")
+def _ledger_verify(runs: Runs = RUNS) -> None:
+    """Read every row and say whether all is whole; exit code 1 if not."""
+    from preceptor.app.console import Show
+    from preceptor.app.ledger import verify
+
+    verify(runs, Show())
+
+
+@ledger.command("mend")
+def _ledger_mend(runs: Runs = RUNS) -> None:
+    """Save what can be read of a damaged ledger; the damaged file is kept beside."""
+    from preceptor.app.console import Show
+    from preceptor.app.ledger import mend
+
+    mend(runs, Show())
+
+
+@ledger.command("export")
+def _ledger_export(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL: a line a send, and what came of it.")],
+    run: Annotated[str | None, typer.Option("--run", help="RECIPE or RECIPE/SECTION; by default all.")] = None,
+    runs: Runs = RUNS,
+) -> None:
+    """Write every send with its reply or failure, tokens and money, and who was allowed to see text."""
+    from preceptor.app.console import Show
+    from preceptor.app.ledger import export
+
+    export(file, run, runs, Show())
+
+
+@ledger.command("prune")
+def _ledger_prune(
+    days: Annotated[float, typer.Option("--days", min=0, help="Failures and lost sends older than this.")] = 30,
+    gone: Annotated[bool, typer.Option("--gone", help="All of runs whose folders are gone, replies too.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; without, it is only said what would go.")] = False,
+    runs: Runs = RUNS,
+) -> None:
+    """Take away what brought no reply, and give the disk its space back."""
+    from preceptor.app.console import Show
+    from preceptor.app.ledger import prune
+
+    prune(days, runs, Show(), gone=gone, yes=yes)
+
+
 @app.command()
 def stats(files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Cases, answers, rows.")]) -> None:
     """Cases: their length. Answers: reasons, characters, diseases per case."""
@@ -176,11 +225,20 @@ def diagnose(
 def teacher(
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Where it listens.")] = 8100,
     host: Annotated[str, typer.Option("--host", help="The address it binds.")] = "127.0.0.1",
+    confidence: Annotated[
+        Literal["honest", "over", "under"],
+        typer.Option(
+            "--confidence", help="A reader who is right about his doubts, or has too few of them, or too many."
+        ),
+    ] = "honest",
+    tokenizer: Annotated[
+        str, typer.Option("--tokenizer", help="Whose tokens it counts: `mini`, a folder, a tokenizer.json, a hub name.")
+    ] = "mini",
 ) -> None:
     """Serve the textbook as a teacher over an OpenAI-compatible API. Illustrative, not for care."""
     from preceptor.app.teacher import serve
 
-    serve(host, port)
+    serve(host, port, confidence, tokenizer)
 
 
 @app.command()

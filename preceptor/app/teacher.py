@@ -2,31 +2,35 @@
 
 It reads the record between `<record>` marks and the act from the marker line of a prompt file, and answers in the
 language of the record. Illustrative, not for care.
+
+Its model is a distribution over whole replies. Temperature T raises the probabilities to the power 1 / T, and 0 gives
+the best reply; `logprobs` are the model's own, at temperature 1, whatever the temperature asked for.
 """
 
 import hashlib
 import json
-import re
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from preceptor.clinical.textbook.exact import exact
+from preceptor.app.teacher_acts import Teacher, question
+from preceptor.app.teacher_tokens import Step, Tokens
+from preceptor.clinical.textbook.exact import Confidence
 from preceptor.core.errors import UserError
-from preceptor.core.records import Language, Message
-from preceptor.tasks import prompts
-from preceptor.tasks.diagnosis import canonical
+from preceptor.core.records import Message
 
 MODEL = "textbook"
-_WORDS = re.compile(r"\s*(?:\w+|[^\w\s])", re.ASCII)
-_HAN = re.compile(r"[\u4e00-\u9fff]")
+_MOST = 20
+"""Alternatives that a token may have, as with OpenAI."""
+_FORMATS = ("text", "json_object", "json_schema")
+router = APIRouter(prefix="/v1")
 
 
 class _Asked(BaseModel):
@@ -45,7 +49,8 @@ class _Asked(BaseModel):
     stop: str | list[str] | None = None
     response_format: dict[str, Any] | None = None
     stream: Literal[False] | None = None
-    logprobs: Literal[False] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=_MOST)] | None = None
     user: str | None = None
 
 
@@ -55,16 +60,23 @@ class _BadRequestError(Exception):
         self.status = status
 
 
-app = FastAPI(title="preceptor teacher", openapi_url=None)
+def create(teacher: Teacher) -> FastAPI:
+    """The server of a teacher."""
+    app = FastAPI(title="preceptor teacher", openapi_url=None)
+    app.state.teacher = teacher
+    app.include_router(router)
+    app.add_exception_handler(_BadRequestError, _bad_request)
+    app.add_exception_handler(UserError, _bad_request)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    return app
 
 
-@app.exception_handler(_BadRequestError)
-async def _bad_request(_: Request, error: _BadRequestError) -> JSONResponse:
-    return _refusal(str(error), error.status)
+async def _bad_request(_: Request, error: Exception) -> JSONResponse:
+    return _refusal(str(error), getattr(error, "status", 400))
 
 
-@app.exception_handler(RequestValidationError)
-async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+async def _invalid(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"] if part != "body") or "the request"
     return _refusal(f"{field}: {first['msg']}", 400)
@@ -75,7 +87,7 @@ def _refusal(message: str, status: int) -> JSONResponse:
     return JSONResponse({"error": {"message": message, "type": kind, "param": None, "code": None}}, status)
 
 
-@app.get("/v1/models")
+@router.get("/models")
 async def models() -> dict[str, Any]:
     """The one model, and that it is a simulation."""
     return {
@@ -84,75 +96,45 @@ async def models() -> dict[str, Any]:
     }
 
 
-@app.post("/v1/chat/completions")
-async def chat_completions(asked: _Asked) -> dict[str, Any]:
+@router.post("/chat/completions")
+async def chat_completions(asked: _Asked, request: Request) -> Response:
     """Answers one conversation, `n` times."""
     if asked.model != MODEL:
         raise _BadRequestError(f"model {asked.model!r} is not here; this server has {MODEL!r}", 404)
-    act, record = _question(asked)
-    texts = [_ACTS[act](record, asked, number) for number in range(asked.n or 1)]
-    choices = [_choice(number, text, asked) for number, text in enumerate(texts)]
-    prompt_tokens = sum(len(_tokens(str(message.get("content")))) for message in asked.messages)
-    completion_tokens = sum(len(_tokens(choice["message"]["content"])) for choice in choices)
-    return {
+    if asked.response_format and asked.response_format.get("type") not in _FORMATS:
+        raise _BadRequestError(f"response_format.type: one of {', '.join(_FORMATS)}")
+    if asked.top_logprobs is not None and not asked.logprobs:
+        raise _BadRequestError("top_logprobs: only with logprobs: true")
+    teacher: Teacher = request.app.state.teacher
+    messages = _messages(asked)
+    replies = teacher.replies(question(messages))
+    temperature = 1.0 if asked.temperature is None else asked.temperature
+    top = (asked.top_logprobs or 0) if asked.logprobs else None
+    drawn = [replies.choice.draw(temperature, _seed(asked, number)) for number in range(asked.n or 1)]
+    steps = {place: replies.steps(place, top) for place in set(drawn)}
+    choices = [_choice(number, steps[place], asked) for number, place in enumerate(drawn)]
+    prompt_tokens = sum(map(len, teacher.tokens.encode([message.content for message in messages])))
+    completion_tokens = sum(taken for _, taken in choices)
+    answer = {
         "id": "chatcmpl-" + hashlib.sha256(repr(asked).encode()).hexdigest()[:24],
         "object": "chat.completion",
         "created": int(time.time()),
         "model": MODEL,
-        "choices": choices,
+        "choices": [choice for choice, _ in choices],
         "usage": {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,
             "total_tokens": prompt_tokens + completion_tokens,
         },
     }
+    return Response(json.dumps(answer, ensure_ascii=False).encode(), media_type="application/json")
 
 
-def _diagnosis(record: str, asked: _Asked, number: int) -> str:
-    temperature = 1.0 if asked.temperature is None else asked.temperature
-    return canonical(exact().answer(record, _language(record), temperature, _seed(asked, number)))
-
-
-def _language(record: str) -> Language:
-    return "zh" if _HAN.search(record) else "en"
-
-
-def _thinking(record: str, asked: _Asked, number: int) -> str:
-    thought = exact().thinking(record, _language(record))
-    return f"<think>\n{thought}\n</think>\n\n{_diagnosis(record, asked, number)}"
-
-
-def _metadata(record: str, _: _Asked, __: int) -> str:
-    return json.dumps(exact().metadata(record))
-
-
-_ACTS: Mapping[str, Callable[[str, _Asked, int], str]] = {
-    "diagnosis": _diagnosis,
-    "thinking": _thinking,
-    "metadata": _metadata,
-}
-
-
-def _question(asked: _Asked) -> tuple[str, str]:
-    """The act that the messages ask for, and the record that they show."""
+def _messages(asked: _Asked) -> list[Message]:
     try:
-        messages = [Message(role=m["role"], content=_content(m["content"])) for m in asked.messages]
+        return [Message(role=m["role"], content=_content(m["content"])) for m in asked.messages]
     except (KeyError, TypeError, ValueError) as error:
         raise _BadRequestError("messages: each needs a role (system, user, assistant) and a text content") from error
-    act, record = prompts.act_in(messages), prompts.record_in(messages)
-    if act is None:
-        raise _BadRequestError("the textbook teacher needs a line such as '[act: diagnosis]' in the prompt")
-    if act not in _ACTS:
-        raise _BadRequestError(f"the textbook teacher doesn't know the act {act!r}; it knows {', '.join(_ACTS)}")
-    if record is None:
-        raise _BadRequestError("the textbook teacher needs the record between <record> and </record>")
-    if asked.response_format and asked.response_format.get("type") not in (
-        "text",
-        "json_object",
-        "json_schema",
-    ):
-        raise _BadRequestError("response_format.type: one of text, json_object, json_schema")
-    return act, record
 
 
 def _content(content: Any) -> str:
@@ -172,41 +154,53 @@ def _seed(asked: _Asked, number: int) -> int | None:
     return int.from_bytes(hashlib.sha256(basis).digest()[:8], "big")
 
 
-def _choice(number: int, text: str, asked: _Asked) -> dict[str, Any]:
-    """The text as the request lets it stand: cut at a stop string and at the limit of tokens."""
-    finish = "stop"
+def _choice(number: int, steps: Sequence[Step], asked: _Asked) -> tuple[dict[str, Any], int]:
+    """The reply as the request lets it stand, and its tokens: cut at the limit, and before what would stop it.
+
+    A character that the limit parts is left out whole. A token that a stop string parts shows what is left of it.
+    """
+    limit = asked.max_completion_tokens or asked.max_tokens or len(steps)
+    raw = b"".join(step.utf8 for step in steps[:limit])
+    text = raw.decode(errors="ignore")  # only its end can be a part of a character
+    finish = "stop" if len(steps) <= limit else "length"
     stops = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
     places = [place for stop in stops if stop and (place := text.find(stop)) >= 0]
-    text = text[: min(places, default=len(text))]
-    limit = asked.max_completion_tokens or asked.max_tokens
-    tokens = _tokens(text)
-    if limit is not None and len(tokens) > limit:
-        text, finish = "".join(tokens[:limit]), "length"
-    return {
+    if places:
+        text, finish = text[: min(places)], "stop"
+    entries: list[dict[str, Any]] = []
+    left = len(text.encode())
+    for step in steps[:limit]:
+        if left <= 0:
+            break
+        shown = step.utf8[:left]
+        left -= len(step.utf8)
+        others = [_token(utf8, logprob) for utf8, logprob in step.alternatives]
+        entries.append({**_token(shown, step.logprob), "top_logprobs": others})
+    choice = {
         "index": number,
         "message": {"role": "assistant", "content": text, "refusal": None},
         "finish_reason": finish,
-        "logprobs": None,
+        "logprobs": {"content": entries, "refusal": None} if asked.logprobs else None,
     }
+    return choice, len(entries)
 
 
-def _tokens(text: str) -> list[str]:
-    """Words and marks with the space before them: this server's unit of length."""
-    return _WORDS.findall(text)
+def _token(utf8: bytes, logprob: float) -> dict[str, Any]:
+    return {"token": utf8.decode(errors="replace"), "logprob": logprob, "bytes": list(utf8)}
 
 
-def serve(host: str, port: int) -> None:
+def serve(host: str, port: int, confidence: Confidence = "honest", tokenizer: str = "mini") -> None:
     """Serves until it is stopped.
 
     Raises:
-        UserError: it can't listen there.
+        UserError: it can't listen there, or there is no such tokenizer.
     """
-    exact()
+    teacher = Teacher(confidence, Tokens(tokenizer))
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listening = socket.create_server((host, port), family=family)
     except OSError as error:
         why = str(error.strerror).partition(" (")[0]
         raise UserError(f"{host}:{port} can't be listened at ({why}); choose another --port or --host") from error
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
+    server = uvicorn.Server(uvicorn.Config(create(teacher), log_level="warning", access_log=False))
     server.run(sockets=[listening])

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from preceptor.clinical.textbook.sampler import draw
 from preceptor.core.errors import UserError, WorkError
-from preceptor.core.records import Case, Issue, Language
+from preceptor.core.records import Case, Issue, Language, Task
 from preceptor.data import hub, redteam
 from preceptor.data.files import Ids
 from preceptor.data.sections import boilerplate, stripped, unknown, variants
@@ -60,6 +60,8 @@ class Config(StageConfig):
     """Largest share of rows that may make no case; beyond it the files are refused."""
     language: Language = "en"
     """Of the textbook's cases and of the report; files speak for themselves."""
+    task: Task = "diagnosis"
+    """Of the textbook's gold: diseases, or advice."""
     style: Literal["short", "full"] = "full"
     """Of the textbook's records: two or three lines, or all sections of a hospital's."""
     train: int = Field(default=2400, ge=0)
@@ -175,7 +177,7 @@ def _of_textbook(config: Config, context: Context, rows: Rows) -> list[_Place]:
             seed = len(SPLITS) * config.seed + place
 
             def drawn(split: Split = split, number: int = number, seed: int = seed) -> Iterator[Case]:
-                for case in draw(2 * number + len(taken), seed, config.language, config.style):
+                for case in draw(2 * number + len(taken), seed, config.language, config.style, config.task):
                     if taken.setdefault(family_key(case.text), split) == split:
                         yield case
 

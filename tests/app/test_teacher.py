@@ -1,10 +1,8 @@
 """The textbook teacher as a stranger meets it: a real server, and the official client unchanged."""
 
 import json
-import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections import Counter
@@ -18,30 +16,15 @@ from preceptor.clinical.textbook.sampler import sample
 from preceptor.core.records import Language
 from preceptor.tasks import prompts
 from preceptor.tasks.diagnosis import canonical
+from tests.app import textbook
 
 BAD = 400
 
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[openai.OpenAI]:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    server = subprocess.Popen([sys.executable, "-m", "preceptor", "teacher", "--port", str(port)])
-    url = f"http://127.0.0.1:{port}/v1"
-    try:
-        for _ in range(200):
-            try:
-                urllib.request.urlopen(f"{url}/models", timeout=1).close()
-                break
-            except OSError:
-                assert server.poll() is None, "the teacher stopped"
-                time.sleep(0.1)
-        with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as it:
-            yield it
-    finally:
-        server.terminate()
-        server.wait(10)
+    with textbook.teacher() as it:
+        yield it
 
 
 def messages(text: str, language: Language) -> list[dict[str, str]]:
@@ -109,7 +92,7 @@ def test_it_samples_at_a_temperature_and_repeats_a_seed(client: openai.OpenAI) -
 def test_max_tokens_and_stop(client: openai.OpenAI) -> None:
     text = sample(1, 5, "en")[0].text
     cut = ask(client, text, temperature=0, max_tokens=3).choices[0]
-    assert (cut.finish_reason, cut.message.content) == ("length", '{"diseases')
+    assert (cut.finish_reason, cut.message.content) == ("length", '{"diseases": []')
     stopped = ask(client, text, temperature=0, stop=['"reason"']).choices[0]
     assert stopped.finish_reason == "stop"
     assert '"reason"' not in str(stopped.message.content)
@@ -126,7 +109,7 @@ def test_json_object_format_is_understood(client: openai.OpenAI) -> None:
         ({"messages": [{"role": "user", "content": "hello"}]}, r"needs a line such as '\[act: diagnosis\]'"),
         (
             {"messages": [{"role": "user", "content": "[act: cook]\n<record>x</record>"}]},
-            "doesn't know the act 'cook'; it knows diagnosis, thinking, metadata",
+            "doesn't know the act 'cook'; it knows diagnosis, thinking, diseases, evidence",
         ),
         (
             {"messages": [{"role": "user", "content": "[act: diagnosis]\nno record"}]},
@@ -138,7 +121,14 @@ def test_json_object_format_is_understood(client: openai.OpenAI) -> None:
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": None}]}]}, "messages: each needs"),
         ({"temperature": -1}, "temperature"),
         ({"max_tokens": 0}, "max_tokens"),
-        ({"logprobs": True}, "logprobs"),
+        ({"top_logprobs": 5}, "top_logprobs: only with logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        (
+            {"messages": [{"role": "user", "content": "[act: diagnosis]\n[reasons: few]\n<record>x</record>"}]},
+            r"\[reasons: few\]: write a whole number",
+        ),
+        ({"messages": [{"role": "user", "content": "[act: design]\nx"}]}, "diagnosis, consult"),
+        ({"messages": [{"role": "user", "content": "[act: design]\n[task: consult]"}]}, "the messages show none"),
         ({"extra_body": {"best_of": 3}}, "best_of"),
         ({"response_format": {"type": "poem"}}, "response_format"),
     ],

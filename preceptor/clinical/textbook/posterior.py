@@ -45,19 +45,27 @@ class _Terms:
 
 
 class World:
-    """The textbook as arrays. States run over hypotheses, then over the states of the groups."""
+    """The textbook as arrays. States run over hypotheses, then over the states of the groups.
 
-    def __init__(self, book: Textbook) -> None:
+    With `latent` False the groups are averaged out of each finding by itself: findings that a group brings together
+    then count as if each were news (naive Bayes).
+    """
+
+    def __init__(self, book: Textbook, *, latent: bool = True) -> None:
         self.book = book
         self.findings = tuple(book.findings)
         self.index = {finding: i for i, finding in enumerate(self.findings)}
         pairs = [pair for pair in combinations(book.diseases, 2) if not book.excluded(*pair)]
         self.hypotheses: tuple[tuple[str, ...], ...] = (*((d,) for d in book.diseases), *pairs)
-        self.groups = tuple(product((0, 1), repeat=len(book.world.groups)))
+        self._known = frozenset(map(frozenset, self.hypotheses))
+        self.groups: tuple[tuple[int, ...], ...] = tuple(product((0, 1), repeat=len(book.world.groups)))
         self.present = self._present()
         """P(finding | hypothesis, groups), shape (findings, hypotheses, groups)."""
         self.group_given = self._group_given()
         """P(groups | hypothesis), shape (hypotheses, groups)."""
+        if not latent:
+            self.present = (self.present * self.group_given).sum(-1, keepdims=True)
+            self.group_given, self.groups = np.ones((len(self.hypotheses), 1)), ((),)
         self._log_group_given = np.log(self.group_given)
         self.membership = np.array([[d in h for d in book.diseases] for h in self.hypotheses], dtype=float)
         self._terms: dict[Style, _Terms] = {style: self._said(style) for style in book.world.styles}
@@ -137,7 +145,10 @@ class World:
                 log = log + np.log1p(-np.exp(silence - either)) + either - silence
         log = log.reshape(self.group_given.shape) + self._log_group_given
         weights = np.exp(log - log.max()).sum(1) * self.prior(reading.sex, reading.age)
-        probabilities = weights / weights.sum()
+        return self.believed(weights / weights.sum())
+
+    def believed(self, probabilities: Floats) -> Posterior:
+        """Probabilities of the hypotheses, with what they say of each disease."""
         marginals = dict(zip(self.book.diseases, (probabilities @ self.membership).tolist(), strict=True))
         ordered = dict(sorted(marginals.items(), key=lambda item: -item[1]))
         return Posterior(self.hypotheses, probabilities, ordered)
@@ -145,13 +156,14 @@ class World:
     def exact(self, posterior: Posterior) -> tuple[str, ...]:
         """The best answer: each disease that is at least as likely as not, at least the likeliest, in order.
 
-        Empty where the likeliest does not reach the textbook's `abstain_below`.
+        Empty where the likeliest does not reach the textbook's `abstain_below`. It is always a hypothesis: of three
+        that are likely two are named, and of two that never occur together one.
         """
         likely = tuple(d for d, p in posterior.marginals.items() if p >= 0.5)  # noqa: PLR2004  as likely as not
         first = next(iter(posterior.marginals))
         if posterior.marginals[first] < self.book.world.abstain_below:
             return ()
-        return likely or (first,)
+        return likely[:2] if frozenset(likely[:2]) in self._known else (first,)
 
     @cache  # noqa: B019  one world lives as long as the process
     def support(self, disease: str) -> Floats:

@@ -11,11 +11,12 @@ from functools import cache
 import numpy as np
 
 from preceptor.clinical.evidence import polarity
+from preceptor.clinical.textbook.advice import advise
 from preceptor.clinical.textbook.book import Form, Kind, Sex, Style, Textbook, Writing
 from preceptor.clinical.textbook.exact import Exact, exact
 from preceptor.clinical.textbook.posterior import SEXES, World
 from preceptor.clinical.textbook.reader import Mention
-from preceptor.core.records import Case, Diagnosis, Language, Polarity
+from preceptor.core.records import Case, Diagnosis, Language, Polarity, Task
 
 ADULT = 18
 
@@ -47,9 +48,22 @@ def sample(n: int, seed: int, language: Language, style: Style = "full") -> list
     return list(draw(n, seed, language, style))
 
 
-def draw(n: int, seed: int, language: Language, style: Style = "full") -> Iterator[Case]:
-    """The same, one by one."""
-    return (_case(exact(), i, seed, language, style) for i in range(n))
+def draw(n: int, seed: int, language: Language, style: Style = "full", task: Task = "diagnosis") -> Iterator[Case]:
+    """The same, one by one; of the task consult gold is the advice that the patient's true diseases call for."""
+    told = _advised if task == "consult" else _case
+    return (told(exact(), i, seed, language, style) for i in range(n))
+
+
+def _advised(answerer: Exact, number: int, seed: int, language: Language, style: Style) -> Case:
+    """The same case with advice for gold. Its red flags are those told, for advice can heed no others."""
+    case = _case(answerer, number, seed, language, style)
+    assert isinstance(case.gold, Diagnosis)
+    names = {disease.name(language): key for key, disease in answerer.book.diseases.items()}
+    diseases = tuple(names[name] for name in case.gold.diseases)
+    reading = answerer.reader.read(case.text)
+    kind = {**answerer.kind(reading, diseases), "red_flags": list(answerer.red_flags(reading, diseases))}
+    advice = advise(answerer, case.text, reading, diseases, diseases[0], language)
+    return case.model_copy(update={"gold": advice, "meta": {**case.meta, **kind}})
 
 
 def _case(answerer: Exact, number: int, seed: int, language: Language, style: Style) -> Case:
