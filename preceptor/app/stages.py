@@ -4,6 +4,7 @@ STAGES = {
     "prepare": "Raw files, or the textbook, become cases in splits.",
     "refine": "A teacher says of what kind the cases are.",
     "lessons": "Lessons in the textbook's language, for a model to start from.",
+    "design": "A teacher writes prompts from solved cases; the best on validation cases is kept.",
     "label": "A teacher answers the training cases.",
     "curate": "Labels are graded; what fails or stands on nothing goes out.",
     "sft": "A student learns the labels.",

@@ -1,171 +1,326 @@
 """Asking a model about cases: what label and predict share.
 
-Answers stream into one file as they come, so that a kill loses none, and no case is asked about twice.
+Answers stream into one file as they come, so that a kill loses none, and no case is asked about twice. Of cases and
+answers only keys and places in files are kept.
 """
 
 from collections import Counter
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from preceptor.core.errors import UserError, WorkError
-from preceptor.core.records import Case, Diagnosis, Failure, FailureKind, Language, Prediction, Request, Sampling
-from preceptor.llm.completer import Completer
-from preceptor.stages.base import (
-    Context,
-    How,
-    Lines,
-    Need,
-    StageConfig,
-    read_records,
-    resolve_callable,
-    write_records,
+from preceptor.core.records import (
+    Case,
+    Diagnosis,
+    Failure,
+    FailureKind,
+    Language,
+    Message,
+    Prediction,
+    Request,
+    Sampling,
+    Task,
 )
-from preceptor.stages.teacher import converse
+from preceptor.stages import solved
+from preceptor.stages.account import Account, Names
+from preceptor.stages.base import Context, How, Lines, Need, StageConfig, read_records, replacing, resolve_callable
+from preceptor.stages.teacher import Answerer, converse
 from preceptor.tasks import prompts
+from preceptor.tasks.examples import Choice, Examples
+from preceptor.tasks.prompts import Prompt
 from preceptor.tasks.strategies import STRATEGIES, Asking, Conversation, Strategy, failed
 
 PREDICTIONS = "predictions.jsonl"
 TEACHER = "teacher"
 """The name that its predictions carry."""
+FEW_SHOT, TWO_STAGE, VOTE = "few_shot", "two_stage", "self_consistency"
 _ASK_AGAIN = {FailureKind.PROVIDER, FailureKind.TIMEOUT}
 """Failures of the moment: a resumed run tries them once more."""
+_Key = tuple[str, str, int]
+"""Model, case and sample of an answer."""
 
 
 class AskingConfig(StageConfig):
     """How models are asked."""
 
+    task: Task = "diagnosis"
     language: Language = "en"
     strategy: str = "zero_shot"
-    prompt: str = "zero_shot"
-    """One of the package's, or the path of a text file."""
+    """`zero_shot`, `few_shot`, `two_stage`, `self_consistency`, or `path/to/file.py:function` of your own."""
+    prompt: str = ""
+    """One of the package's, the path of a text file, or a section that designs one; by default the strategy's own."""
+    examples: Choice = "nearest"
+    """Which examples few_shot shows: the same ones always (`fixed`), by lot (`random`), or the likest (`nearest`)."""
+    shots: int = Field(default=3, gt=0)
+    """How many examples are shown."""
+    examples_from: str = ""
+    """A file of solved cases, or a section (`label`: its answers are taken as right); by default the training cases
+    that have gold."""
+    votes: int = Field(default=5, gt=1)
+    """Samples that self_consistency draws for one answer."""
+    reasons: int | None = Field(default=None, gt=0)
+    """Most reasons that are asked for."""
+    reason_characters: int | None = Field(default=None, gt=0)
+    """Length of a reason that is asked for, at most."""
     temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """0 is greedy; several samples of one answer need more."""
     max_tokens: int = Field(default=512, gt=0)
+    seed: int = 0
+    """Of the lots by which examples are drawn."""
     concurrency: Annotated[int, How()] = Field(default=16, gt=0)
     """Requests to an endpoint at once."""
 
+    @model_validator(mode="after")
+    def _sensible(self) -> "AskingConfig":
+        if self.strategy == VOTE and not self.temperature:
+            raise ValueError("temperature: at 0 all samples of a vote are the same; give one above 0, such as 0.7")
+        if self.task == "consult" and (self.reasons or self.reason_characters):
+            raise ValueError("reasons: advice has none; leave out `reasons` and `reason_characters`")
+        return self
+
     def own_files(self) -> tuple[Need, ...]:
-        """Prompt and strategy where they are the user's files."""
-        needs = [Need("prompt", paths=(self.prompt,))] if self.prompt.endswith(".txt") else []
-        file = self.strategy.rpartition(":")[0]
-        return (*needs, *([Need("strategy", paths=(file,))] if file else []))
+        """The prompt where it is the user's file or a section's, the user's own strategy, and solved cases."""
+        needs = []
+        if self.prompt.endswith(".txt"):
+            needs.append(Need("prompt", paths=(self.prompt,)))
+        elif self.prompt:
+            needs.append(Need("prompt", files=("prompt.txt",), section=self.prompt, required=False))
+        if file := self.strategy.rpartition(":")[0]:
+            needs.append(Need("strategy", paths=(file,)))
+        if self.strategy == FEW_SHOT or self.examples_from:
+            needs += solved.needs(self.examples_from)
+        return tuple(needs)
 
 
 @dataclass(frozen=True)
-class Answers:
-    """The file of a section's answers, by model and case."""
+class Cases:
+    """The cases of files, in their order, the first `limit` of all: read anew each time, and never held."""
 
-    config: AskingConfig
-    context: Context
-    cases: Sequence[Case]
-    given: dict[tuple[str, str], Prediction]
+    paths: Sequence[Path]
+    limit: int | None
 
-    @classmethod
-    def begun(cls, config: AskingConfig, context: Context, cases: Sequence[Case]) -> "Answers":
-        """With the answers that an earlier start left."""
-        path = context.folder / PREDICTIONS
-        if path.exists():
-            with Lines(path):
-                pass  # what a kill cut short is cut off
-        before = read_records(path, Prediction) if path.exists() else ()
-        kept = (p for p in before if not (p.failure and p.failure.kind in _ASK_AGAIN))
-        return cls(config, context, cases, {(p.model, p.case_id): p for p in kept})
-
-    def owed(self, model: str) -> list[Case]:
-        """The cases that a model has not answered."""
-        return [case for case in self.cases if (model, case.id) not in self.given]
-
-    def ask(self, model: str, completer: Completer, *, confidence: bool, concurrency: int) -> None:
-        """Ask a model what it owes. `model` is the name that its predictions carry."""
-        config, context = self.config, self.context
-        strategy = resolve_callable(config.strategy, STRATEGIES, "strategy")
-        asking = Asking(
-            prompts.load("diagnosis", config.prompt, config.language),
-            model,
-            Sampling(temperature=config.temperature, max_tokens=config.max_tokens),
-            confidence=confidence,
-        )
-        owed = {case.id: case for case in self.owed(model)}
-        failures = sum(1 for p in self.given.values() if p.model == model and p.failure)
-        with (
-            Lines(context.folder / PREDICTIONS) as lines,
-            context.progress(f"{context.section}: {model}", len(self.cases)) as tick,
-        ):
-            tick(len(self.cases) - len(owed))
-
-            def keep(identity: str, result: Prediction | Failure) -> None:
-                nonlocal failures
-                case = owed[identity]
-                prediction = failed(case, asking, result) if isinstance(result, Failure) else result
-                lines.write(prediction)
-                self.given[model, identity] = prediction
-                failures += prediction.failure is not None
-                tick(1, f"{failures} failed" if failures else "")
-
-            conversations = (
-                (identity, _conversation(strategy, config.strategy, case, asking)) for identity, case in owed.items()
-            )
-            converse(conversations, completer, context, concurrency, keep)
-        answers = [prediction for (name, _), prediction in self.given.items() if name == model]
-        broken = [p.failure.detail for p in answers if p.failure and p.failure.kind in _ASK_AGAIN]
-        if owed and len(broken) == len(answers):
-            reason = f"{completer.name} answered none of {len(broken)} cases, the last one: {broken[-1]}"
-            raise WorkError(f"{context.section}: {reason}; mend that and run it again")
-
-    def finish(self, models: Iterable[str]) -> dict[str, Any]:
-        """Write the answers in the order of models and cases; returns what became of them, by model."""
-        order = {model: [(model, case.id) for case in self.cases if (model, case.id) in self.given] for model in models}
-        path = self.context.folder / PREDICTIONS
-        write_records(path, (self.given[key] for keys in order.values() for key in keys))
-        return {model: _account([self.given[key] for key in keys]) for model, keys in order.items()}
+    def __iter__(self) -> Iterator[Case]:
+        return islice(chain.from_iterable(read_records(path, Case) for path in self.paths), self.limit)
 
 
-def _conversation(strategy: Strategy, name: str, case: Case, asking: Asking) -> Conversation:
-    """The conversation of a strategy that may be the user's own, held to what every strategy must do."""
-    conversation = strategy(case, asking)
-    try:
-        if not isinstance(conversation, Generator):
-            raise _not_a_strategy(name, f"it gives {type(conversation).__name__}, not a generator")
-        request = next(conversation)
-        while True:
-            if not isinstance(request, Request):
-                raise _not_a_strategy(name, f"it yields {type(request).__name__}, not a Request")
-            request = conversation.send((yield request))
-    except StopIteration as end:
-        result = end.value
-    if not isinstance(result, Prediction):
-        raise _not_a_strategy(name, f"it returns {type(result).__name__}, not a Prediction")
-    if (result.case_id, result.model) != (case.id, asking.model):
-        raise _not_a_strategy(name, f"asked about {case.id!r}, its prediction is about {result.case_id!r}")
-    return result
+@dataclass
+class _Talk:
+    """A conversation under way."""
+
+    case: Case
+    asking: Asking
+    messages: tuple[Message, ...] = ()
+    """That were sent last."""
+    served: list[str] = field(default_factory=list)
+    """What each reply said that the model is called."""
+
+    def held(self, strategy: Strategy, name: str) -> Conversation:
+        """The conversation of a strategy that may be the user's own, held to what every strategy must do."""
+        conversation = strategy(self.case, self.asking)
+        try:
+            if not isinstance(conversation, Generator):
+                raise _not_a_strategy(name, f"it gives {type(conversation).__name__}, not a generator")
+            request = next(conversation)
+            while True:
+                if not isinstance(request, Request):
+                    raise _not_a_strategy(name, f"it yields {type(request).__name__}, not a Request")
+                self.messages = request.messages
+                reply = yield request
+                self.served.append(reply.model)
+                request = conversation.send(reply)
+        except StopIteration as end:
+            result = end.value
+        if not isinstance(result, Prediction):
+            raise _not_a_strategy(name, f"it returns {type(result).__name__}, not a Prediction")
+        wanted = zip(("model", "case", "sample"), self.wanted, _key(result), strict=True)
+        for what, asked, told in wanted:
+            if told != asked:
+                raise _not_a_strategy(name, f"asked about {what} {asked!r}, its prediction is about {told!r}")
+        return result
+
+    @property
+    def wanted(self) -> _Key:
+        """What its prediction must be about."""
+        return self.asking.model, self.case.id, self.asking.sample
+
+    def failed(self, failure: Failure) -> Prediction:
+        """The prediction of a conversation that a failure ended."""
+        return failed(self.case, self.asking, failure, self.messages)
 
 
 def _not_a_strategy(name: str, why: str) -> UserError:
     return UserError(f"strategy {name!r}: {why}; preceptor/tasks/strategies.py shows one")
 
 
-def _account(predictions: Sequence[Prediction]) -> Mapping[str, Any]:
-    outputs = [p.output for p in predictions if isinstance(p.output, Diagnosis)]
-    failures = Counter(p.failure.kind.value for p in predictions if p.failure)
-    return {
-        "cases": len(predictions),
-        "answered": len(outputs),
-        "abstained": sum(output.abstained for output in outputs),
-        "repaired": sum(p.repaired for p in predictions),
-        "failed": failures.total(),
-        "failures": dict(failures),
-        "prompt_tokens": sum(p.usage.prompt_tokens for p in predictions),
-        "completion_tokens": sum(p.usage.completion_tokens for p in predictions),
-    }
+@dataclass(frozen=True)
+class Answers:
+    """The file of a section's answers, by model, case and sample."""
+
+    config: AskingConfig
+    context: Context
+    cases: Cases
+    samples: int = 1
+    given: set[_Key] = field(default_factory=set)
+    failures: "Counter[str]" = field(default_factory=Counter)
+    """Among those given, by model."""
+
+    @classmethod
+    def begun(cls, config: AskingConfig, context: Context, cases: Cases, samples: int = 1) -> "Answers":
+        """With the answers that an earlier start left.
+
+        Raises:
+            UserError: there are no cases.
+        """
+        if next(iter(cases), None) is None:
+            raise UserError(f"{cases.paths[0]}: no cases here; mend the section that leaves it")
+        answers = cls(config, context, cases, samples)
+        if (path := context.folder / PREDICTIONS).exists():
+            with Lines(path):
+                pass  # what a kill cut short is cut off
+            for prediction in read_records(path, Prediction):
+                if not _of_the_moment(prediction):
+                    answers.given.add(_key(prediction))
+                    answers.failures[prediction.model] += prediction.failure is not None
+        return answers
+
+    def about(self, paths: Sequence[Path]) -> "Answers":
+        """The same about the cases of some of the files."""
+        return replace(self, cases=replace(self.cases, paths=paths))
+
+    def owed(self, model: str) -> Iterator[tuple[Case, int]]:
+        """The cases that a model has not answered, with the number of the sample."""
+        for case in self.cases:
+            for sample in range(self.samples):
+                if (model, case.id, sample) not in self.given:
+                    yield case, sample
+
+    def ask(self, answerer: Answerer, concurrency: int, asking: Asking) -> None:
+        """Ask a model what it owes.
+
+        Raises:
+            WorkError: it answered nothing at all.
+        """
+        context, model = self.context, asking.model
+        name = self.config.strategy
+        strategy = resolve_callable(name, STRATEGIES, "strategy")
+        names = Names(context.folder, model)
+        total = self.samples * sum(1 for _ in self.cases)
+        owed = sum(1 for _ in self.owed(model))
+        talks: dict[tuple[str, int], _Talk] = {}
+        counts = Counter(failed=self.failures[model])
+        broken, last = 0, ""
+
+        def conversations() -> Iterator[tuple[tuple[str, int], Conversation]]:
+            for case, sample in self.owed(model):
+                talk = talks[case.id, sample] = _Talk(case, replace(asking, sample=sample))
+                yield (case.id, sample), talk.held(strategy, name)
+
+        def keep(key: tuple[str, int], result: Prediction | Failure) -> None:
+            nonlocal broken, last
+            talk = talks.pop(key)
+            prediction = talk.failed(result) if isinstance(result, Failure) else result
+            lines.write(prediction)
+            for served in talk.served:
+                names.add(served)
+            self.given.add((model, *key))
+            counts.update(corrected=prediction.corrected, revised=prediction.revised)
+            if prediction.failure:
+                counts["failed"] += 1
+                broken, last = broken + _of_the_moment(prediction), prediction.failure.detail
+            tick(1, ", ".join(f"{n} {what}" for what, n in counts.items() if n))
+
+        with (
+            Lines(context.folder / PREDICTIONS) as lines,
+            context.progress(f"{context.section}: {model}", total) as tick,
+        ):
+            tick(total - owed)
+            converse(conversations(), answerer, context, concurrency, keep, sample=lambda key: key[1])
+        if total == broken:
+            reason = f"{answerer.name} answered none of {broken} cases, the last one: {last}"
+            raise WorkError(f"{context.section}: {reason}; mend that and run it again")
+
+    def finish(self, models: Iterable[str]) -> dict[str, Account]:
+        """Write the answers in the order of models and cases; returns what became of them, by model."""
+        path = self.context.folder / PREDICTIONS
+        path.touch()
+        places: dict[_Key, int] = {}
+        accounts: dict[str, Account] = {}
+        with path.open("rb") as file, replacing(path) as beside, beside.open("wb") as ordered:
+            start = 0
+            for line in file:
+                places[_key(Prediction.model_validate_json(line))] = start  # the last of a key counts
+                start += len(line)
+            for model in models:
+                accounts[model] = Account(Names(self.context.folder, model).known)
+                for key in ((model, case.id, n) for case in self.cases for n in range(self.samples)):
+                    if (place := places.get(key)) is not None:
+                        file.seek(place)
+                        line = file.readline()
+                        ordered.write(line)
+                        accounts[model].add(Prediction.model_validate_json(line))
+        return accounts
 
 
-def cases_of(paths: Sequence[Path], limit: int | None) -> list[Case]:
-    """The cases to ask about: the first `limit` of all the files'."""
-    cases = list(islice((case for path in paths for case in read_records(path, Case)), limit))
-    if not cases:
-        raise UserError(f"{paths[0]}: no cases here; mend the section that leaves it")
-    return cases
+def _key(prediction: Prediction) -> _Key:
+    return prediction.model, prediction.case_id, prediction.sample
+
+
+def _of_the_moment(prediction: Prediction) -> bool:
+    return prediction.failure is not None and prediction.failure.kind in _ASK_AGAIN
+
+
+def asking_of(config: AskingConfig, context: Context, model: str, logprobs: int | None, *, corrects: bool) -> Asking:
+    """How a model is asked. `model` is the name that its predictions carry.
+
+    `logprobs` are the alternatives a token that come with log-probabilities, None for none at all; `corrects` is
+    whether a reply that can't be read is asked for once more.
+    """
+    task = config.task
+    examples = None
+    if "examples" in context.inputs:
+        shown = [_as_asked(case, config) for case in solved.solved(config, context)]
+        examples = Examples(shown, config.examples, config.shots, config.seed)
+    return Asking(
+        _prompt(config, context),
+        model,
+        Sampling(temperature=config.temperature, max_tokens=config.max_tokens),
+        confidence=logprobs is not None,
+        logprobs=logprobs or 0,
+        task=task,
+        correction=prompts.words(task, "correction", config.language) if corrects else "",
+        examples=examples,
+        votes=config.votes,
+    )
+
+
+def _prompt(config: AskingConfig, context: Context) -> Prompt:
+    """The prompt with what is asked of the reasons.
+
+    Raises:
+        UserError: it asks in stages, and the strategy asks once.
+    """
+    staged = config.strategy == TWO_STAGE
+    name = str(context.optional("prompt") or config.prompt or (TWO_STAGE if staged else "zero_shot"))
+    prompt = prompts.load(config.task, name, config.language)
+    if len(prompt.stages) > 1 and not staged and config.strategy in STRATEGIES:
+        raise UserError(f"{context.section}: {name} asks in stages and {config.strategy} once; choose {TWO_STAGE}")
+    for words, number in (("reasons", config.reasons), ("characters", config.reason_characters)):
+        if number:
+            asked = prompts.words(config.task, words, config.language)
+            prompt = prompt.with_words(asked.replace("{number}", str(number)))
+    return prompt
+
+
+def _as_asked(case: Case, config: AskingConfig) -> Case:
+    """A solved case with no more and no longer reasons than are asked for."""
+    if not isinstance(case.gold, Diagnosis) or not (config.reasons or config.reason_characters):
+        return case
+    most = config.reason_characters
+    fitting = [reason for reason in case.gold.reason if most is None or len(reason) <= most]
+    gold = case.gold.model_copy(update={"reason": tuple(fitting[: config.reasons])})
+    return case.model_copy(update={"gold": gold})

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from preceptor.stages.asking import PREDICTIONS, TEACHER, Answers, AskingConfig, cases_of
+from pydantic import Field, model_validator
+
+from preceptor.stages.asking import PREDICTIONS, TEACHER, Answers, AskingConfig, Cases, asking_of
 from preceptor.stages.base import Context, Need, Stage
 from preceptor.stages.fences import TARGET
 from preceptor.stages.teacher import TeacherConfig, teacher
@@ -15,6 +17,16 @@ class Config(AskingConfig):
     teacher: TeacherConfig
     include_target: bool = False
     """Label the target cases too, so that they can be learned."""
+    samples: int = Field(default=1, gt=0)
+    """Answers to each case, each in a conversation of its own."""
+    logprobs: int | None = Field(default=None, ge=0, le=20)
+    """Alternatives a token that the ledger keeps with the log-probabilities of a reply; by default none of all that."""
+
+    @model_validator(mode="after")
+    def _drawn(self) -> "Config":
+        if self.samples > 1 and not self.temperature:
+            raise ValueError("temperature: at 0 all samples are the same; give one above 0, such as 0.7")
+        return self
 
     def needs(self) -> tuple[Need, ...]:
         """The training cases, and the target's where they are to be learned."""
@@ -23,19 +35,17 @@ class Config(AskingConfig):
 
 
 def run(config: Config, context: Context) -> Mapping[str, Any]:
-    """Writes predictions.jsonl, one for each case."""
+    """Writes predictions.jsonl, one for each case and sample."""
     paths = (context.input("train.jsonl"), *context.inputs.get(TARGET, ()))
-    answers = Answers.begun(config, context, cases_of(paths, config.limit))
-    if answers.owed(TEACHER):
-        with teacher(config.teacher, context) as completer:
-            answers.ask(TEACHER, completer, confidence=False, concurrency=config.concurrency)
-    account: Mapping[str, Any] = answers.finish([TEACHER])[TEACHER]
-    context.say(
-        "{section}: {answered} of {cases} answered, {abstained} abstained, {failed} failed".format(
-            section=context.section, **account
-        )
-    )
-    return account
+    answers = Answers.begun(config, context, Cases(paths, config.limit), config.samples)
+    if next(answers.owed(TEACHER), None):
+        asking = asking_of(config, context, TEACHER, config.logprobs, corrects=True)
+        with teacher(config.teacher, context) as answerer:
+            answers.ask(answerer, config.concurrency, asking)
+    account = answers.finish([TEACHER])[TEACHER]
+    for line in account.lines():
+        context.say(f"{context.section}: {line}")
+    return account.figures()
 
 
 STAGE = Stage("label", Config, run, leaves=(PREDICTIONS,))

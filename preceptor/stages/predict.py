@@ -1,17 +1,15 @@
 """Models answer the held-out cases: the student before and after it learned, the teacher, any other."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
 from preceptor.core.errors import UserError
-from preceptor.core.records import Case
-from preceptor.stages.asking import PREDICTIONS, TEACHER, Answers, AskingConfig, cases_of
-from preceptor.stages.base import Context, How, Need, Stage, folder, needs_torch, read_records
+from preceptor.stages.asking import PREDICTIONS, TEACHER, Answers, AskingConfig, Cases, asking_of
+from preceptor.stages.base import Context, How, Need, Stage, folder, needs_torch
 from preceptor.stages.fences import TARGET
-from preceptor.stages.teacher import TeacherConfig, teacher
+from preceptor.stages.teacher import Answerer, TeacherConfig, teacher
 
 BASE, STUDENT = "base", "student"
 _MODEL = ("adapter", "model")
@@ -23,6 +21,8 @@ class Config(AskingConfig):
     models: tuple[str, ...] = (BASE, STUDENT)
     """`base` (the student before training), `student` (after the last training section), `teacher`, a
     section that leaves a model, a folder, or a name on the hub with its owner."""
+    called: str = Field(default="", pattern=r"^[\w.-]*$")
+    """The name under which the one model's answers are told, where it is asked in several ways; by default its own."""
     student: str | None = None
     teacher: TeacherConfig | None = None
     batch: Annotated[int, How()] = Field(default=32, gt=0)
@@ -36,7 +36,13 @@ class Config(AskingConfig):
             raise ValueError("models: teacher; say who it is in `teacher`")
         if len(set(self.models)) < len(self.models) or not self.models:
             raise ValueError("models: name at least one, and each once")
+        if self.called and len(self.models) > 1:
+            raise ValueError("called: it is one model's name; give each of `models` a section of its own")
         return self
+
+    def name(self, model: str) -> str:
+        """Which name the predictions of one of the models carry."""
+        return self.called or model
 
     def needs(self) -> tuple[Need, ...]:
         """The cases, and the models that sections left."""
@@ -68,31 +74,32 @@ def run(config: Config, context: Context) -> Mapping[str, Any]:
 
     What base and teacher say of target cases would be measured by nobody and may cost money: they aren't asked.
     """
-    paths = (*context.inputs.get("cases", ()), *context.inputs.get(TARGET, ()))
+    held_out = context.inputs.get("cases", ())
+    paths = (*held_out, *context.inputs.get(TARGET, ()))
     if not paths:
         raise UserError(f"{context.section}: no test.jsonl and no target.jsonl; name in `from:` what leaves one")
-    answers = Answers.begun(config, context, cases_of(paths, config.limit))
-    held_out = {case.id for path in context.inputs.get("cases", ()) for case in read_records(path, Case)}
-    measured = replace(answers, cases=[case for case in answers.cases if case.id in held_out])
+    answers = Answers.begun(config, context, Cases(paths, config.limit))
     for model in config.models:
-        asked = measured if model in (BASE, TEACHER) else answers
-        if not asked.owed(model):
+        name = config.name(model)
+        asked = answers.about(held_out) if model in (BASE, TEACHER) else answers
+        if next(asked.owed(name), None) is None:
             continue
         if model == TEACHER:
             assert config.teacher is not None
-            with teacher(config.teacher, context) as completer:
-                asked.ask(model, completer, confidence=False, concurrency=config.concurrency)
+            asking = asking_of(config, context, name, None, corrects=True)
+            with teacher(config.teacher, context) as answerer:
+                asked.ask(answerer, config.concurrency, asking)
         else:
             _ask_here(model, config, context, asked)
-    account = answers.finish(config.models)
-    for model, counts in account.items():
-        told = "{answered} of {cases} answered, {abstained} abstained, {failed} failed".format(**counts)
-        context.say(f"{context.section}: {model}: {told}")
-    return account
+    accounts = answers.finish(map(config.name, config.models))
+    for name, account in accounts.items():
+        for line in account.lines():
+            context.say(f"{context.section}: {name}: {line}")
+    return {name: account.figures() for name, account in accounts.items()}
 
 
 def _ask_here(model: str, config: Config, context: Context, answers: Answers) -> None:
-    """Ask a model on this machine."""
+    """Ask a model on this machine. It answers once, as it has learned to."""
     with context.progress(f"{context.section}: loading {model}", None):
         needs_torch(context.section)
         from preceptor.llm.local import Local  # torch takes seconds to load
@@ -102,8 +109,9 @@ def _ask_here(model: str, config: Config, context: Context, answers: Answers) ->
         name = config.student if model == BASE else model
         assert name is not None
         loaded = load(context.optional(model) or name)
-        completer = Local(loaded, digest(loaded.folder), config.batch)
-    answers.ask(model, completer, confidence=True, concurrency=2 * config.batch)
+        answerer = Answerer((Local(loaded, digest(loaded.folder), config.batch),))
+    asking = asking_of(config, context, config.name(model), 0, corrects=False)
+    answers.ask(answerer, 2 * config.batch, asking)
 
 
 STAGE = Stage("predict", Config, run, leaves=(PREDICTIONS,))

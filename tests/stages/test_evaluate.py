@@ -319,6 +319,10 @@ def test_advice_from_elsewhere_is_graded_for_safety(command):
     assert (found["urgent_recall"], 0 < found["rouge_l"] < 1) == (0, True)
     assert "1 cases have no gold: the label beside the prediction stands in for it" in " ".join(out.split())
     assert not Path("runs/l/evaluate/issues.jsonl").read_text("utf-8")
-    Path("r.yaml").write_text("task: consult\ncurate: {}\n")
+    Path("r.yaml").write_text("task: consult\nteacher: {endpoint: textbook}\nrefine: {}\n")
     code, _, err = command("run", "r.yaml")
-    assert (code, "of consult there are prepare, judge, evaluate yet" in " ".join(err.split())) == (2, True), err
+    assert (
+        code,
+        "refine: of consult there are prepare, design, label, curate, sft, predict, judge, evaluate yet"
+        in " ".join(err.split()),
+    ) == (2, True), err

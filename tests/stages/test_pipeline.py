@@ -54,7 +54,9 @@ def test_from_cases_to_rows(command):
         api.load_predictions("runs/r/predict_teacher/predictions.jsonl"),
     )
     assert evaluation.metrics["teacher"]["parsed"].value == 1
-    assert "r/label" in command("status")[1]
+    told = command("status")[1]
+    assert "label" in told
+    assert "12" in told
 
 
 def test_thinking_is_learned_where_it_is_wanted(command):
