@@ -1,115 +1,304 @@
-"""Labels become training rows: failures go out, and answers that stand on nothing in the record."""
+"""Labels become training rows: each is graded, the best of a case is learned, and what is in doubt goes to a person."""
 
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from preceptor.core.errors import UserError, WorkError
+from preceptor.core.records import Case, Diagnosis, Language, Message, Pair, Prediction, Record, Row
+from preceptor.data.splits import family_key
+from preceptor.stages.base import Context, Need, Stage, StageConfig, read_records, replacing, write_records
+from preceptor.stages.fences import HELD_OUT, TARGET
+from preceptor.stages.review_file import REVIEWER, Verdicts, Writer
+from preceptor.tasks import prompts
+from preceptor.tasks.curation import Choice, Dropped, Graded, Rules, choose, graded, paired, written
 
-from preceptor.core.errors import WorkError
-from preceptor.core.records import Case, Diagnosis, Language, Prediction, Record, Row
-from preceptor.stages.base import Context, Need, Stage, StageConfig, read_records, write_records
-from preceptor.stages.fences import TARGET
-from preceptor.tasks import diagnosis, prompts
-
-UNGROUNDED = "ungrounded"
-UNTHOUGHT = "unthought"
+FILES: dict[type[Record], str] = {Row: "rows.jsonl", Pair: "pairs.jsonl", Dropped: "dropped.jsonl"}
+SHEET, ISSUES, REVIEW, MIX = "review.csv", "issues.jsonl", "review", "mix"
+_FLAGS = ("repaired", "corrected", "revised")
 
 
-class Config(StageConfig):
-    """What a label must be to be learned."""
+class Config(StageConfig, Rules):
+    """What a label must be to be learned, and what else is learned with it."""
 
     language: Language = "en"
     prompt: str = "zero_shot"
     """What the student will be asked with."""
-    grounded: float = Field(default=0.5, ge=0, le=1)
-    """Least share of an answer's reasons that must stand in the record; the others are taken out."""
-    think: bool = False
-    """The teacher's thinking is learned before the answer; a label without any is dropped."""
+    review: str | None = None
+    """A review.csv with a person's verdicts (keep, drop, edit; 保留, 删除, 修改), as CSV or XLSX."""
+    mix: tuple[str, ...] = ()
+    """Row files of earlier rounds. A case that this round decides takes none of theirs, else the last file's."""
     include_target: bool = False
     """Labels of target cases are learned too: what is trained so is transductive."""
 
     def needs(self) -> tuple[Need, ...]:
-        """Labels, and the cases that they are about."""
-        own = (Need("prompt", paths=(self.prompt,)),) if self.prompt.endswith(".txt") else ()
-        target = (Need(TARGET, files=("target.jsonl",), required=False),) if self.include_target else ()
-        return (Need("predictions.jsonl", stages=("label",)), Need("train.jsonl"), *target, *own)
-
-
-class Dropped(Record):
-    """A label that is not learned, and why."""
-
-    case_id: str
-    sample: int
-    reason: str
-    detail: str = ""
+        """Labels, the cases that they are about, those that may not be learned, and the user's own files."""
+        return (
+            Need("predictions.jsonl", stages=("label",)),
+            Need("train.jsonl"),
+            Need(TARGET, files=("target.jsonl",), required=False),
+            *(Need(name, files=(f"{name}.jsonl",), stages=("prepare",), required=False) for name in HELD_OUT),
+            *([Need("prompt", paths=(self.prompt,))] if self.prompt.endswith(".txt") else []),
+            *([Need(REVIEW, paths=(self.review,))] if self.review else []),
+            *([Need(MIX, paths=self.mix)] if self.mix else []),
+        )
 
 
 def run(config: Config, context: Context) -> Mapping[str, Any]:
-    """Writes rows.jsonl and dropped.jsonl."""
-    paths = (context.input("train.jsonl"), *context.inputs.get(TARGET, ()))
-    cases = {case.id: case for path in paths for case in read_records(path, Case)}
-    prompt = prompts.load("diagnosis", config.prompt, config.language)
-    dropped: list[Dropped] = []
-    kept: Counter[str] = Counter()
+    """Writes rows.jsonl, pairs.jsonl, dropped.jsonl, review.csv, and issues.jsonl of what a reviewed file has wrong.
 
-    def rows() -> Iterator[Row]:
-        for label in read_records(context.input("predictions.jsonl"), Prediction, config.limit):
-            tick()
-            case = cases.get(label.case_id)
-            answer = _drop(label, case, config) if case else _dropped(label, "unknown_case")
-            if isinstance(answer, Dropped):
-                dropped.append(answer)
+    Each label is counted once: as a row, as dropped for a reason, or as sent to review. Of a case's labels in several
+    files the better by the grader wins, ties the later file's, whose samples are counted on.
+    """
+    prompt = prompts.load(config.task, config.prompt, config.language)
+    verdicts = Verdicts(config)
+    _check_files(context)
+    if reviewed := context.optional(REVIEW):
+        verdicts.read(reviewed)
+    held = _held_out(config, context)
+    cases, labels = _cases(config, context), _Labels(context.inputs["predictions.jsonl"])
+    tally = _Tally()
+    with ExitStack() as stack:
+        sinks = {
+            kind: stack.enter_context(stack.enter_context(replacing(context.folder / name)).open("wb"))
+            for kind, name in FILES.items()
+        }
+
+        def put(records: Iterable[Record]) -> None:
+            for record in records:
+                sinks[type(record)].write(record.model_dump_json().encode() + b"\n")
+
+        sheet = stack.enter_context(Writer(stack.enter_context(replacing(context.folder / SHEET)), config))
+        tick = stack.enter_context(context.progress(context.section, labels.count))
+        for case, choice, pairs in _curated(config, prompt, cases, labels, held, verdicts, tally):
+            tick(sum(map(len, (choice.learned, choice.review, choice.dropped))))
+            messages = prompt.render(case.text)
+            put(_row(one, messages, config) for one in choice.learned)
+            put(pairs)
+            put(choice.dropped)
+            for one in choice.review:
+                sheet.write(case, one)
+        put(_strangers(labels, held, tally))
+        put(_mixed(context.inputs.get(MIX, ()), prompt, held, tally))
+    verdicts.tell_unmet()
+    write_records(context.folder / ISSUES, verdicts.issues)
+    for line in tally.told(config, context, verdicts):
+        context.say(line)
+    if not tally.of["rows"]:
+        wait = f"; {tally.of['review']} wait for a verdict in {context.folder / SHEET}" if tally.of["review"] else ""
+        raise WorkError(f"{context.section}: no label is left to learn; see {context.folder / FILES[Dropped]}{wait}")
+    return {
+        **tally.of,
+        "pairs": {"n": tally.pairs.total(), **tally.pairs},
+        "dropped": dict(tally.dropped),
+        "reviewed": {**verdicts.counts, "issues": len(verdicts.issues)},
+        "mixed": dict(tally.mixed),
+    }
+
+
+@dataclass
+class _Tally:
+    """What became of the labels."""
+
+    of: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+    pairs: Counter[str] = field(default_factory=Counter)
+    mixed: Counter[str] = field(default_factory=Counter)
+    decided: set[str] = field(default_factory=set)
+    """Cases of this round: they have a row, or a person would not have their label."""
+
+    def add(self, case: Case, own: Sequence[tuple[int, Prediction]], choice: Choice, pairs: Sequence[Pair]) -> None:
+        """Count the labels of a case."""
+        self.of.update(cases=1, labels=len(own), rows=len(choice.learned), review=len(choice.review))
+        self.pairs["by_gold" if case.gold else "by_record"] += len(pairs)
+        self.of["labelled_again"] += len({source for source, _ in own}) > 1
+        self.dropped.update(one.reason for one in choice.dropped)
+        if choice.learned or any(one.reason == REVIEWER for one in choice.dropped):
+            self.decided.add(case.id)
+        for one in choice.learned:
+            if isinstance(one.answer, Diagnosis):
+                self.of["abstained" if one.answer.abstained else "named"] += 1
+            self.of["trimmed"] += one.trimmed
+            for flag in _FLAGS:
+                self.of[flag] += getattr(one.label, flag)
+
+    def told(self, config: Config, context: Context, verdicts: Verdicts) -> Iterator[str]:
+        """The lines for the terminal."""
+        kept = ", ".join(f"{self.of[name]} {name}" for name in ("trimmed", *_FLAGS) if self.of[name])
+        lost = ", ".join(f"{reason} {count}" for reason, count in self.dropped.most_common()) or "none"
+        line = f"{context.section}: {self.of['rows']} rows kept{f' ({kept})' if kept else ''}; dropped: {lost}"
+        line += f"; to review: {self.of['review']} ({context.folder / SHEET})" if self.of["review"] else ""
+        if count := self.pairs.total():
+            line += f"; {count} pairs, {self.pairs['by_gold']} of them ordered by gold, the others by the record alone"
+        yield line
+        if again := self.of["labelled_again"]:
+            yield f"{context.section}: {again} cases are labelled in several files; the better label by the grader wins"
+        if verdicts.file:
+            came = ", ".join(f"{count} {what}" for what, count in verdicts.counts.items()) or "no verdict"
+            yield f"{context.section}: {verdicts.file}: {came}"
+        if issues := verdicts.issues:
+            first = f"{issues[0].file}:{issues[0].line}: {issues[0].problem}"
+            yield f"{context.section}: {len(issues)} of its rows need mending ({context.folder / ISSUES}): {first}"
+        if config.mix:
+            told = ", ".join(f"{count} {what}" for what, count in self.mixed.items()) or "no rows"
+            yield f"{context.section}: of earlier rounds: {told}"
+
+
+class _Labels:
+    """Labels by case, of which only the places in their files are held; all are checked when it begins.
+
+    Raises:
+        UserError: a line that is no prediction.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
+        self._places: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
+        self.count = 0
+        for source, path in enumerate(paths):
+            with path.open("rb") as lines:
+                starts = accumulate(map(len, lines), initial=0)
+                for label, start in zip(read_records(path, Prediction), starts, strict=False):
+                    self._places[label.case_id].append((source, start))
+                    self.count += 1
+
+    def take(self, case_id: str) -> list[tuple[int, Prediction]]:
+        """The labels of a case that were not taken before, with their files' numbers; no two have one sample number."""
+        found: list[tuple[int, Prediction]] = []
+        for source, start in self._places.pop(case_id, ()):
+            with self._paths[source].open("rb") as file:
+                file.seek(start)
+                label = Prediction.model_validate_json(file.readline())
+            used = {other.sample for _, other in found}
+            if label.sample in used:
+                label = label.model_copy(update={"sample": max(used) + 1})
+            found.append((source, label))
+        return found
+
+    def rest(self) -> Iterator[Prediction]:
+        """The labels that were not taken."""
+        for case_id in list(self._places):
+            for _, label in self.take(case_id):
+                yield label
+
+
+def _cases(config: Config, context: Context) -> Iterator[Case]:
+    target = context.inputs.get(TARGET, ()) if config.include_target else ()
+    for path in (*context.inputs["train.jsonl"], *target):
+        yield from read_records(path, Case)
+
+
+def _held_out(config: Config, context: Context) -> dict[str, str]:
+    """The split of every case that may not be learned, by its id and by its text's family."""
+    names = HELD_OUT if config.include_target else (*HELD_OUT, TARGET)
+    held = {}
+    for name in names:
+        for path in context.inputs.get(name, ()):
+            for case in read_records(path, Case):
+                held[case.id] = held[family_key(case.text)] = name
+    return held
+
+
+def _curated(
+    config: Config,
+    prompt: prompts.Prompt,
+    cases: Iterable[Case],
+    labels: _Labels,
+    held: Mapping[str, str],
+    verdicts: Verdicts,
+    tally: _Tally,
+) -> Iterator[tuple[Case, Choice, list[Pair]]]:
+    """The cases that have labels, with what becomes of them."""
+    for case in cases:
+        own, pairs = labels.take(case.id), list[Pair]()
+        if not own or (config.limit is not None and tally.of["cases"] >= config.limit):
+            continue
+        if split := held.get(case.id) or held.get(family_key(case.text)):
+            choice = Choice(dropped=tuple(_held(label, split) for _, label in own))
+        else:
+            answers = [_answer(label, source, case, config, verdicts) for source, label in own]
+            choice = choose(answers, config)
+            pairs = paired(answers, case, prompt.render(case.text), config)
+        tally.add(case, own, choice, pairs)
+        yield case, choice, pairs
+
+
+def _answer(label: Prediction, source: int, case: Case, config: Config, verdicts: Verdicts) -> Graded | Dropped:
+    """A label by the rules, or by a person's word."""
+    one = graded(label, case, config)
+    return verdicts.follow(replace(one, source=source), case) if isinstance(one, Graded) else one
+
+
+def _strangers(labels: _Labels, held: Mapping[str, str], tally: _Tally) -> Iterator[Dropped]:
+    """The labels of no case that may be learned."""
+    for label in labels.rest():
+        split = held.get(label.case_id)
+        lost = _held(label, split) if split else _dropped(label, "unknown_case", "no training case has this id")
+        tally.of["labels"] += 1
+        tally.dropped[lost.reason] += 1
+        yield lost
+
+
+def _row(one: Graded, messages: tuple[Message, ...], config: Config) -> Row:
+    label = one.label
+    return Row(
+        id=f"{label.case_id}#{label.sample}",
+        messages=messages,
+        answer=written(label, one.answer, config),
+        case_id=label.case_id,
+        sample=label.sample,
+    )
+
+
+def _mixed(
+    paths: Sequence[Path], prompt: prompts.Prompt, held: Mapping[str, str], tally: _Tally
+) -> Iterator[Row | Dropped]:
+    """The rows of earlier rounds, the last file's first, but for those of held-out cases and of cases decided since."""
+    decided = set(tally.decided)
+    for path in reversed(paths):
+        own = set()
+        for row in read_records(path, Row):
+            record = prompts.record_in(row.messages)
+            split = held.get(row.case_id) or (held.get(family_key(record)) if record else None)
+            lost = f"it stands in {split}.jsonl" if split else "a later round decides" if row.case_id in decided else ""
+            if lost:
+                reason = "held_out" if split else "superseded"
+                tally.mixed[reason] += 1
+                yield Dropped(case_id=row.case_id, sample=row.sample, reason=reason, detail=f"{path}: {lost}")
                 continue
-            assert case is not None
-            kept["abstained" if answer.abstained else "named"] += 1
-            yield Row(
-                id=f"{case.id}#{label.sample}",
-                messages=prompt.render(case.text),
-                answer=(_thought(label) if config.think else "") + diagnosis.canonical(answer),
-                case_id=case.id,
-                sample=label.sample,
-            )
-
-    with context.progress(context.section, None) as tick:
-        write_records(context.folder / "rows.jsonl", rows())
-    write_records(context.folder / "dropped.jsonl", dropped)
-    why = Counter(label.reason for label in dropped)
-    told = ", ".join(f"{reason} {count}" for reason, count in why.most_common()) or "none"
-    context.say(f"{context.section}: {kept.total()} rows kept; dropped: {told}")
-    if not kept.total():
-        raise WorkError(f"{context.section}: no label is left to learn; see {context.folder / 'dropped.jsonl'}")
-    return {"rows": kept.total(), **kept, "dropped": dict(why)}
+            own.add(row.case_id)
+            tally.of["rows"] += 1
+            tally.mixed["rows"] += 1
+            if record is None or prompt.render(record) != row.messages:
+                tally.mixed["with another prompt"] += 1
+            yield row
+        decided |= own
 
 
-def _drop(label: Prediction, case: Case, config: Config) -> Diagnosis | Dropped:
-    """What of a label can be learned."""
-    if label.failure:
-        return _dropped(label, label.failure.kind.value, label.failure.detail)
-    if not isinstance(label.output, Diagnosis):
-        return _dropped(label, "not_a_diagnosis")
-    if config.think and not label.thinking:
-        return _dropped(label, UNTHOUGHT, "the teacher's thinking is not told; ask with a prompt that wants it")
-    answer = label.output
-    if answer.abstained:
-        return Diagnosis()
-    blind = case.model_copy(update={"gold": None})  # the record alone decides what stands in it
-    reasons = tuple(reason for reason in answer.reason if _stands(reason, blind))
-    if not reasons or len(reasons) < config.grounded * len(answer.reason):
-        return _dropped(label, UNGROUNDED, f"{len(reasons)} of {len(answer.reason)} reasons stand in the record")
-    return Diagnosis(diseases=answer.diseases, reason=reasons)
+def _check_files(context: Context) -> None:
+    """Refuse what is not there, and what this very section writes anew."""
+    for name in (REVIEW, MIX):
+        for path in context.inputs.get(name, ()):
+            if context.folder.resolve() in path.resolve().parents:
+                raise UserError(
+                    f"{context.section}.{name}: this section writes {path} anew: copy it elsewhere and name that, or "
+                    f"name it in a section of its own, such as {context.section}_reviewed (what --fresh puts aside "
+                    f"lies in {context.section}.1 and so on)"
+                )
+            if not path.is_file():
+                raise UserError(f"{context.section}.{name}: no file {path}")
 
 
-def _thought(label: Prediction) -> str:
-    return f"<think>\n{label.thinking}\n</think>\n\n"
+def _held(label: Prediction, split: str) -> Dropped:
+    return _dropped(label, "held_out", f"it stands in {split}.jsonl")
 
 
-def _stands(reason: str, case: Case) -> bool:
-    return bool(diagnosis.grade(Diagnosis(reason=(reason,)), case).parts["evidence_grounded"])
-
-
-def _dropped(label: Prediction, reason: str, detail: str = "") -> Dropped:
+def _dropped(label: Prediction, reason: str, detail: str) -> Dropped:
     return Dropped(case_id=label.case_id, sample=label.sample, reason=reason, detail=detail)
 
 
-STAGE = Stage("curate", Config, run, leaves=("rows.jsonl", "dropped.jsonl"))
+STAGE = Stage("curate", Config, run, leaves=(*FILES.values(), SHEET))

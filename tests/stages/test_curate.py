@@ -1,0 +1,342 @@
+"""Labels in, rows, pairs, dropped labels and a review file out; and what a spreadsheet makes of that file."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import openpyxl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from preceptor.core.records import Case, Consultation, Diagnosis, Pair, Prediction, Row
+from preceptor.stages.base import read_records
+from preceptor.stages.review_file import guarded, plain
+from preceptor.tasks import prompts
+
+TEXT = "Cough for three days.\nNo fever. Green sputum; since Monday"
+ZH = "患者咳嗽、咳黄痰3天；体温38.6℃，\n无胸痛。"
+COUGH, LIE = "Cough for three days", "blood in the urine"
+OUT = Path("runs/r/curate")
+
+
+def case(number, text=TEXT, **fields):
+    identity = str(number)
+    return Case(id=identity, text=text, language="zh" if text == ZH else "en", source="s", group=identity, **fields)
+
+
+def label(number, *reasons, diseases=("cold",), sample=0, **fields):
+    output = fields.pop("output", None) or Diagnosis(diseases=diseases, reason=reasons or (COUGH,))
+    return Prediction(case_id=str(number), sample=sample, model="teacher", prompt_sha="", output=output, **fields)
+
+
+def put(path, *records):
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text("".join(record.model_dump_json() + "\n" for record in records), "utf-8")
+
+
+def lines(name, folder=OUT):
+    return [json.loads(line) for line in (folder / name).read_text("utf-8").splitlines()]
+
+
+def learned(folder=OUT):
+    rows = read_records(folder / "rows.jsonl", Row)
+    return {row.id: (row.answer if "<think>" in row.answer else json.loads(row.answer)) for row in rows}
+
+
+def dropped(folder=OUT):
+    return {(row["case_id"], row["sample"]): row["reason"] for row in lines("dropped.jsonl", folder)}
+
+
+def metrics(folder=OUT):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def sheet(folder=OUT):
+    with (folder / "review.csv").open(encoding="utf-8-sig", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def curate(command):
+    """Runs the section with these fields; returns its exit code and what it said."""
+
+    def run(*overrides, recipe="curate: {from: ./own}\n"):
+        Path("r.yaml").write_text(recipe)
+        code, out, err = command("run", "r.yaml", "--fresh", *(f"curate.{one}" for one in overrides))
+        return code, " ".join(out.split()), err
+
+    return run
+
+
+def test_every_label_is_counted_once(curate):
+    put("own/train.jsonl", *(case(number) for number in range(5)), case("t2", "Rash.\nCough for three days, he says"))
+    put("own/test.jsonl", case("t", "Itching"), case("9", "rash: cough for three days, HE says!"))
+    put("own/target.jsonl", case("a", "Nausea. Cough for three days."))
+    put(
+        "own/predictions.jsonl",
+        label(0, sample=0, repaired=True),
+        label(0, COUGH, LIE, sample=1),
+        label(1, COUGH, LIE, revised=True),
+        label(2, LIE),
+        label(3, agreement=0.4),
+        label(4, diseases=(), sample=2),
+        *(label(name) for name in ("t", "t2", "a", "nobody")),
+    )
+    code, out, _ = curate()
+    assert code == 0
+    assert list(learned()) == ["0#0", "1#0", "3#0", "4#2"]
+    assert learned()["1#0"]["reason"] == [COUGH]
+    lost = {"2": "ungrounded", "t": "held_out", "t2": "held_out", "a": "held_out", "nobody": "unknown_case"}
+    assert dropped() == {("0", 1): "repeated", **{(name, 0): why for name, why in lost.items()}}
+    found = metrics()
+    assert found["labels"] == 10 == found["rows"] + sum(found["dropped"].values()) + found["review"]
+    counted = {name: found[name] for name in ("rows", "named", "abstained", "repaired", "revised", "trimmed", "review")}
+    assert list(counted.values()) == [4, 3, 1, 1, 1, 2, 0]
+    assert found["pairs"] == {"n": 1, "by_record": 1}
+    assert "4 rows kept (2 trimmed, 1 repaired, 1 revised); dropped: held_out 3," in out
+    (pair,) = read_records(OUT / "pairs.jsonl", Pair)
+    prompt = prompts.load("diagnosis", "zero_shot", "en")
+    assert (pair.id, pair.messages) == ("0#0>1", prompt.render(TEXT))
+    assert next(read_records(OUT / "rows.jsonl", Row)).messages == pair.messages
+
+    # Target cases are learned where that is asked for, and a limit counts cases.
+    assert curate("include_target=true")[0] == 0
+    assert list(learned()) == ["0#0", "1#0", "3#0", "4#2", "a#0"]
+    assert curate("include_target=true", "limit=2")[0] == 0
+    assert list(learned()) == ["0#0", "1#0"]
+    assert curate("include_target=true", "agreement=0.5")[0] == 1
+    assert {row["case_id"]: row["why"] for row in sheet()} == {
+        "3": "agreement 0.40",
+        **dict.fromkeys("014a", "agreement unknown"),
+    }
+
+
+HOSTILE = "=1+1\n@home; 'so' -\"he\" said,\ttwice\n+86 次"
+
+
+def hand_back(rows, path, kind):
+    """The table as a spreadsheet saves it."""
+    names = list(rows[0])
+    if kind == "xlsx":
+        book = openpyxl.Workbook()
+        for row in (names, *(list(row.values()) for row in rows)):
+            book.active.append([int(value) if str(value).isdecimal() else value or None for value in row])
+        for cells in book.active.iter_rows():
+            for cell in cells:
+                cell.data_type = "s" if cell.data_type == "f" else cell.data_type
+        book.save(path)
+        return
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, delimiter=";" if kind == "gbk" else ",")
+    writer.writerows([names, *(row.values() for row in rows)])
+    Path(path).write_bytes(text.getvalue().encode("gb18030" if kind == "gbk" else "utf-8-sig"))
+
+
+@pytest.mark.parametrize("kind", ["csv", "xlsx", "gbk"])
+def test_a_person_decides(curate, kind):
+    ids = ["007", "=cmd", "13", "DEC-12", "病例5", "1e5", "9", "8"]
+    put("own/train.jsonl", *(case(name, ZH) for name in ids[:-1]), case("8", HOSTILE))
+    reason = "咳嗽、咳黄痰3天；体温38.6℃"
+    labels = [label(name, reason, "无胸痛", diseases=("肺炎", "糖尿病, 2型"), agreement=0.2) for name in ids[:-2]]
+    labels.append(label("9", reason, diseases=("肺炎",), agreement=0.2))
+    put("own/predictions.jsonl", *labels, label("8", "=1+1", "@home", agreement=0.2))
+    assert curate("agreement=0.5")[0] == 1
+    assert (OUT / "review.csv").read_bytes().startswith(b"\xef\xbb\xbf")
+    rows = sheet()
+    assert [plain(row["case_id"]) for row in rows] == ids
+    assert [row["case_id"] for row in rows if row["case_id"] in ids] == ["13", "病例5", "9", "8"]
+    assert not [value for row in rows for value in row.values() if value[:1] in "=+-@\t" and value]
+    assert plain(rows[-1]["text"]) == HOSTILE
+    assert rows[0]["text"] == ZH
+    for row, verdict in zip(rows, ("keep", " 删除 ", "修改", "EDIT", "edit", "", "edit", "保留"), strict=True):
+        row["verdict"] = verdict
+    rows[2]["diseases"] = "1. 支气管炎；2. 高血压"
+    rows[2]["reason"] += "\n体温39.9℃"
+    rows[3] |= {"diseases": "", "reason": ""}
+    rows[4]["reason"] = "1. 咳黄痰3天；2. 无胸痛"
+    rows[6]["diseases"] = "肺炎、2型糖尿病"
+    hand_back(rows, f"back.{'xlsx' if kind == 'xlsx' else 'csv'}", kind)
+    code, out, _ = curate("agreement=0.5", f"review=back.{'xlsx' if kind == 'xlsx' else 'csv'}")
+    assert code == 0
+    whole = {"diseases": ["肺炎", "糖尿病, 2型"], "reason": [reason, "无胸痛"]}
+    assert learned() == {
+        "007#0": whole,
+        "13#0": {"diseases": ["支气管炎", "高血压"], "reason": [reason, "无胸痛"]},
+        "DEC-12#0": {"diseases": [], "reason": []},
+        "病例5#0": {"diseases": whole["diseases"], "reason": ["咳黄痰3天", "无胸痛"]},
+        "9#0": {"diseases": ["肺炎", "2型糖尿病"], "reason": [reason]},
+        "8#0": {"diseases": ["cold"], "reason": ["=1+1", "@home"]},
+    }
+    assert dropped() == {("=cmd", 0): "reviewer"}
+    assert [plain(row["case_id"]) for row in sheet()] == ["1e5"], "without a verdict it waits on"
+    (issue,) = lines("issues.jsonl")
+    assert (issue["field"], issue["action"]) == ("reason", "changed")
+    assert issue["reason"] == "'体温39.9℃' does not stand in the record: taken out"
+    assert metrics()["reviewed"] == {"kept": 2, "dropped": 1, "edited": 4, "undecided": 1, "issues": 1}
+    assert "does not stand in the record" in out
+
+
+def test_what_cannot_be_used_of_a_reviewed_file_is_told_by_line(curate):
+    put("own/train.jsonl", *(case(number) for number in range(6)))
+    put("own/predictions.jsonl", *(label(number, agreement=0.1) for number in range(6)), label(0, sample=1))
+    head = "case_id,sample,text,diseases,reason,agreement,why,verdict,note"
+    given = [
+        "0,0,,cold,Cough for three days,,,keep,",
+        "1,0,,cold,Cough for three days,,,maybe,",
+        "0,0,,flu,Cough for three days,,,edit,",
+        "nobody,0,,cold,Cough for three days,,,keep,",
+        "2,one,,cold,Cough for three days,,,keep,",
+        "2,7,,cold,Cough for three days,,,keep,",
+        "3,0,,,Cough for three days,,,edit,",
+        "4,0,,cold,blood in the urine,,,edit,",
+        "5,0,,cold,keep",
+        "5,0,,flu,Cough for three days,,,,",
+    ]
+    Path("back.csv").write_text("\n".join([head, *given]) + "\n")
+    code, out, _ = curate("agreement=0.5", "review=back.csv")
+    assert (code, list(learned())) == (0, ["0#0"])
+    told = {(issue["line"], issue["field"]): issue["reason"] for issue in lines("issues.jsonl")}
+    assert {key: why.split(";")[0][:44] for key, why in told.items()} == {
+        (3, "verdict"): "'maybe' is none of keep, drop, edit, 保留, 删除,",
+        (4, "case_id"): "the verdict on this label in line 2 stands",
+        (5, "case_id"): "no label 0 of a case 'nobody' can be learned",
+        (6, "sample"): "'one' is no number: leave it as it was writt",
+        (7, "case_id"): "no label 7 of a case '2' can be learned",
+        (8, "diseases"): "empty, and there are reasons",
+        (9, "reason"): "'blood in the urine' does not stand in the r",
+        (9, ""): "not learned: ungrounded: 0 of 1 reasons stan",
+        (10, ""): "5 fields where the header has 9",
+        (11, "verdict"): "empty, though the answer was changed: write ",
+    }
+    assert "10 of its rows need mending" in out
+    assert dropped() == {("0", 1): "repeated", ("4", 0): "ungrounded"}
+    assert [row["case_id"] for row in sheet()] == ["1", "2", "3", "5"]
+
+    Path("back.csv").write_text("case_id,sample,diseases,reason,verdct\n0,0,cold,x,keep\n")
+    code, _, err = curate("review=back.csv")
+    assert code == 2
+    told = "back.csv: no column 'verdict' among case_id, sample, diseases, reason, verdct: edit the review.csv"
+    assert told in err.splitlines()[-1]
+    code, _, err = curate("review=nothing.csv")
+    assert (code, err.splitlines()[-1]) == (2, "preceptor: curate.review: no file nothing.csv")
+
+
+def test_the_reviewed_file_belongs_to_the_request_and_is_not_overwritten(command, curate):
+    put("own/train.jsonl", case(0), case(1))
+    put("own/predictions.jsonl", label(0, agreement=0.1), label(1, agreement=0.9))
+    assert curate("agreement=0.5")[0] == 0
+    recipe = "curate: {from: ./own, agreement: 0.5}\ncurate_reviewed: {from: ./own, review: runs/r/curate/review.csv}\n"
+    Path("r.yaml").write_text(recipe)
+    written = (OUT / "review.csv").read_text("utf-8-sig")
+    (OUT / "review.csv").write_text(written.replace(",,\n", ",keep,\n"), "utf-8-sig")
+    assert command("run", "r.yaml", "curate_reviewed")[0] == 0
+    assert list(learned(Path("runs/r/curate_reviewed"))) == ["0#0", "1#0"]
+    (OUT / "review.csv").write_text(written.replace(",,\n", ",drop,\n"), "utf-8-sig")
+    code, _, err = command("run", "r.yaml", "curate_reviewed")
+    assert (code, "inputs.review changed" in err) == (2, True)
+    Path("kept.csv").write_bytes((OUT / "review.csv").read_bytes())
+    code, _, err = command("curate", "r.yaml", "--fresh", "curate.review=kept.csv")
+    assert (code, dropped()) == (0, {("0", 0): "reviewer"})
+    code, _, err = command("curate", "r.yaml", "--fresh", "curate.review=runs/r/curate/review.csv")
+    assert (code, "this section writes runs/r/curate/review.csv anew: copy it" in err.splitlines()[-1]) == (2, True)
+    assert Path("runs/r/curate.2/review.csv").exists(), "nothing that a person wrote is lost"
+
+
+def test_rounds_mix(curate):
+    put("own/train.jsonl", *(case(number) for number in range(6)))
+    put("own/test.jsonl", case("held", "Itching at night"))
+    put("one/predictions.jsonl", label(0), label(1, COUGH, LIE), label(2, diseases=("flu",)), label(3, LIE))
+    put("two/predictions.jsonl", label(0, COUGH, LIE), label(1, "No fever"), label(2, diseases=("croup",)))
+    prompt = prompts.load("diagnosis", "zero_shot", "en")
+
+    def row(name, answer, text=TEXT, **fields):
+        messages = fields.get("messages", prompt.render(text))
+        return Row(id=f"{name}#0", messages=messages, answer=json.dumps(answer), case_id=str(name))
+
+    other = prompts.load("diagnosis", "brief", "en").render(TEXT)
+    put("old/1.jsonl", row(0, "old"), row(3, "first"), row(4, "first", messages=other), row("held", "x"))
+    put("old/2.jsonl", row(3, "second"), row("elsewhere", "x", "itching, at NIGHT"))
+    recipe = (
+        "curate: {from: [one/predictions.jsonl, two/predictions.jsonl, own/train.jsonl, own/test.jsonl], "
+        "mix: [old/1.jsonl, old/2.jsonl]}\n"
+    )
+    code, out, _ = curate(recipe=recipe)
+    assert code == 0
+    answers = learned()
+    assert list(answers) == ["0#0", "1#1", "2#1", "3#0", "4#0"], "of equals the later file's"
+    assert (answers["3#0"], answers["4#0"]) == ("second", "first")
+    assert answers["1#1"]["reason"] == ["No fever"]
+    found = metrics()
+    assert found["labelled_again"] == 3
+    assert found["mixed"] == {"rows": 2, "held_out": 2, "superseded": 2, "with another prompt": 1}
+    assert found["dropped"] == {"repeated": 1, "outdone": 2, "ungrounded": 1}
+    assert found["labels"] == 7
+    assert "3 cases are labelled in several files" in out
+    assert "of earlier rounds: 2 rows, 2 held_out, 2 superseded, 1 with another prompt" in out
+    assert [line["detail"] for line in lines("dropped.jsonl") if line["reason"] == "superseded"] == [
+        "old/1.jsonl: a later round decides",
+        "old/1.jsonl: a later round decides",
+    ]
+
+    # What a person would not have comes back from no earlier round.
+    Path("back.csv").write_text("case_id,sample,diseases,reason,verdict\n0,0,,,drop\n0,1,,,drop\n")
+    assert curate("review=back.csv", recipe=recipe)[0] == 0
+    assert "0#0" not in learned()
+    Path("old/2.jsonl").write_text('{"id": "x"}\n')
+    code, _, err = curate(recipe=recipe)
+    assert (code, "old/2.jsonl:1: messages: Field required" in err.splitlines()[-1]) == (2, True)
+
+
+def test_advice_is_curated_and_reviewed(curate):
+    text = "我胸痛半小时，出冷汗，左臂发麻，怎么办？"
+    think = "患者胸痛半小时，出冷汗，左臂发麻，需要先排除急性心肌梗死，属于急症。"
+    advice = "这些表现要警惕心梗，请立即拨打120去急诊，途中不要走动。"
+    answers = [
+        Consultation(think=think, answer=advice),
+        Consultation(think=think, answer="不用打120，在家休息。"),
+        Consultation(answer=advice),
+        Consultation(think="嗯，胸痛。", answer=advice),
+    ]
+    put("own/train.jsonl", *(case(n, text + "。" * n, meta={"risk_level": "critical"}) for n in range(4)))
+    put(
+        "own/predictions.jsonl",
+        *(label(n, output=answer) for n, answer in enumerate(answers)),
+        label(0, output=answers[1], sample=1),
+    )
+    recipe = "curate: {from: ./own, task: consult, language: zh, review_score: 0.8}\n"
+    assert curate(recipe=recipe)[0] == 0
+    assert learned() == {"0#0": f"<think>{think}</think>\n{advice}"}
+    assert dropped() == {("0", 1): "severe_miss", ("1", 0): "severe_miss", ("2", 0): "unthought"}
+    (pair,) = read_records(OUT / "pairs.jsonl", Pair)
+    assert (pair.chosen_score, pair.rejected_score) == (1.0, 0.0)
+    (row,) = sheet()
+    assert (row["case_id"], row["think"], row["why"]) == ("3", "嗯，胸痛。", "score 0.50")
+    row |= {"verdict": "修改", "answer": advice + "\n请家人陪同。"}
+    unsafe = {**row, "case_id": "1", "answer": "不用打120。"}
+    hand_back([row, unsafe], "back.csv", "csv")
+    assert curate("review=back.csv", recipe=recipe)[0] == 0
+    assert learned()["3#0"] == f"<think>嗯，胸痛。</think>\n{advice}\n请家人陪同。"
+    assert dropped()["1", 0] == "severe_miss"
+    assert metrics()["reviewed"] == {"refused": 1, "edited": 1, "issues": 1}
+
+
+@given(st.text(st.sampled_from("'=+-@\t ＝1.2e/:ab肺JAN")) | st.text())
+def test_a_cell_is_read_back_as_it_was(text):
+    cell = guarded(text)
+    assert cell[:1] not in ("=", "+", "-", "@", "\t") or not cell
+    file = io.StringIO(newline="")
+    csv.writer(file).writerow([cell])
+    file.seek(0)
+    assert plain(next(csv.reader(file))[0]) == text.replace("_x000D_", "").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def test_a_bad_label_file_is_refused_by_its_line(curate):
+    put("own/train.jsonl", case(0))
+    put("own/predictions.jsonl", label(0))
+    with Path("own/predictions.jsonl").open("a") as file:
+        file.write('{"case_id": 1}\n')
+    code, _, err = curate()
+    assert code == 2
+    assert "own/predictions.jsonl:2: case_id: " in err.splitlines()[-1]
