@@ -7,14 +7,18 @@ from pathlib import Path
 import numpy as np
 
 from preceptor.core.errors import UserError
-from preceptor.report.compare import METRICS, Side
+from preceptor.report.compare import METRICS, SCORE, Side
 from preceptor.report.metrics import ModelScore
 from preceptor.report.summary import find_student
 from preceptor.stages.base import nearest, read_records
 
+ALL = "*"
 
-def side(named: str, runs: Path) -> Side:
-    """The scores that `RUN[:MODEL]` means; a run is a name in `runs`, or a folder. By default its student's.
+
+def sides(named: str, runs: Path) -> list[Side]:
+    """The scores that `RUN[:MODEL]` means; a run is a name in `runs`, or a folder.
+
+    By default its student's; for `RUN:*` those of every model.
 
     Raises:
         UserError: there is no such run, it has no evaluation or several, or no such model.
@@ -34,11 +38,15 @@ def side(named: str, runs: Path) -> Side:
     for score in read_records(found[0], ModelScore):
         by_model[score.model][score.case_id].append(score)
     model = model or find_student(by_model)
-    if model not in by_model:
+    if model not in (*by_model, ALL):
         raise UserError(f"{found[0]}: no model {model!r}{nearest(model, by_model)}")
-    return Side(f"{run}:{model}", {case: _mean(scores) for case, scores in by_model[model].items()})
+    return [
+        Side(f"{run}:{name}", {case: _mean(scores) for case, scores in by_model[name].items()})
+        for name in (by_model if model == ALL else [model])
+    ]
 
 
 def _mean(scores: Sequence[ModelScore]) -> dict[str, float]:
     known = {name: [part for s in scores if (part := s.parts.get(name)) is not None] for name in METRICS}
+    known[SCORE] = [score.value for score in scores if score.value is not None]
     return {name: float(np.mean(values)) for name, values in known.items() if values}

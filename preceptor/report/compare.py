@@ -1,4 +1,7 @@
-"""Evaluations beside one another on the cases that all of them measured: paired, so that chance is shared."""
+"""Evaluations beside one another: paired on the cases that all of them measured, so that chance is shared.
+
+Many at once, or of different test sets, stand in lines: each on its own cases, held against the first of its test set.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,11 +14,15 @@ from rich.table import Table
 from rich.text import Text
 
 from preceptor.core.errors import UserError
+from preceptor.core.records import Language
 from preceptor.core.statistics import Estimate, estimate
 from preceptor.report.grades import AGREEMENT, CONSULT, GRADES
-from preceptor.report.summary import UNKNOWN, percent
+from preceptor.report.summary import UNKNOWN, Words, percent
 
-METRICS = ("parsed", *GRADES, *AGREEMENT, *CONSULT)
+SCORE = "score"
+"""The grader's value of an answer, whatever the task."""
+METRICS = ("parsed", SCORE, *GRADES, *AGREEMENT, *CONSULT)
+_FEW = 4
 RIGHT = ("top1", "agreement_top1")
 """What makes an answer right or wrong: the first of them that is known."""
 
@@ -52,6 +59,51 @@ def table(sides: Sequence[Side]) -> Table:
         values = [np.array([one.scores[case][metric] for case in cases]) if one in own else None for one in sides]
         gains = (None if row is None or values[0] is None else estimate(row - values[0]) for row in values[1:])
         shown.add_row(metric, f"{len(cases):,}", *map(_figure, values), *map(_gain, gains))
+    return shown
+
+
+def lines(sides: Sequence[Side], language: Language) -> Table:
+    """A line for each side: its cases and figures; bold is what differs, beyond chance, from the first of its test set.
+
+    Sides that share a case are of one test set. A line between two sets tells them apart.
+    """
+    words = Words(language)
+    known = [metric for metric in METRICS if any(metric in parts for one in sides for parts in one.scores.values())]
+    shown = Table(box=SIMPLE_HEAD, pad_edge=False)
+    shown.add_column("", overflow="fold", min_width=20)
+    for metric in ("cases", *known):
+        shown.add_column(words(metric) if metric in known else metric, justify="right")
+    for group in _test_sets(sides):
+        for one in group:
+            cells = (_cell(group[0], one, metric) for metric in known)
+            shown.add_row(Text(one.name), f"{len(one.scores):,}", *cells, end_section=one is group[-1])
+    return shown
+
+
+def are_few(sides: Sequence[Side]) -> bool:
+    """Whether `table` can show them: no more than four, with cases that all measured."""
+    return len(sides) <= _FEW and len(_test_sets(sides)) == 1
+
+
+def _test_sets(sides: Iterable[Side]) -> list[list[Side]]:
+    groups: list[list[Side]] = []
+    for one in sides:
+        mine = next((group for group in groups if one.scores.keys() & group[0].scores.keys()), None)
+        if mine is None:
+            groups.append([one])
+        else:
+            mine.append(one)
+    return groups
+
+
+def _cell(first: Side, one: Side, metric: str) -> Text:
+    values = [parts[metric] for parts in one.scores.values() if metric in parts]
+    both = [case for case in one.scores if metric in one.scores[case] and metric in first.scores.get(case, {})]
+    shown = _figure(np.array(values) if values else None)
+    if one is not first and both:
+        gain = estimate(np.array([one.scores[case][metric] - first.scores[case][metric] for case in both]))
+        if gain.low > 0 or gain.high < 0:
+            shown.stylize("bold", 0, len(shown.plain.partition("\n")[0]))
     return shown
 
 

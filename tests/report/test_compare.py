@@ -3,7 +3,7 @@
 import pytest
 
 from preceptor.core.errors import UserError
-from preceptor.report.compare import Side, changes, table, told
+from preceptor.report.compare import Side, are_few, changes, lines, table, told
 
 
 def made(name: str, right: str, grounded: float | None = 1.0) -> Side:
@@ -54,3 +54,22 @@ def test_what_changed() -> None:
         "B right, A wrong: 2 cases (2 and 1 more)",
         "A right, B wrong: 1 case (0)",
     ]
+
+
+def test_lines_hold_each_side_against_the_first_of_its_test_set() -> None:
+    """Bold is what differs beyond chance; sides of another test set are another story."""
+    better = made("b", "1" * 60)
+    elsewhere = Side("c", {f"zh{n}": {"risky_prescription": 0.0} for n in range(3)})
+    sides = [made("a", "10" * 30), better, elsewhere]
+    assert not are_few(sides)
+    assert are_few(sides[:2])
+    assert not are_few(sides[:1] * 5)
+    shown = lines(sides, "en")
+    columns = {str(column.header): list(column.cells) for column in shown.columns}
+    assert [str(cell) for cell in columns[""]] == ["a", "b", "c"]
+    assert columns["cases"] == ["60", "60", "3"]
+    top1 = columns["Top-1"]
+    assert [str(cell).split("\n")[0] for cell in top1] == ["50%", "100%", "—"]
+    assert [any(span.style == "bold" for span in cell.spans) for cell in top1] == [False, True, False]
+    assert [str(cell).split("\n")[0] for cell in columns["Risky drugs"]] == ["—", "—", "0%"]
+    assert [row.end_section for row in shown.rows] == [False, True, True]
