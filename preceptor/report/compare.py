@@ -5,6 +5,7 @@ Many at once, or of different test sets, stand in lines: each on its own cases, 
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from string import ascii_uppercase
 
 import numpy as np
@@ -22,6 +23,13 @@ from preceptor.report.summary import UNKNOWN, Words, percent
 SCORE = "score"
 """The grader's value of an answer, whatever the task."""
 METRICS = ("parsed", SCORE, *GRADES, *AGREEMENT, *CONSULT)
+_TELLING = tuple(
+    dict.fromkeys(
+        (SCORE, *GRADES, *AGREEMENT, "urgent_recall", "severe_miss", "over_triage", "risky_prescription", *METRICS)
+    )
+)
+_NAME, _INTERVAL, _GAP = 28, 6, 2
+"""Characters of a side's name, of an interval, and between two columns."""
 _FEW = 4
 RIGHT = ("top1", "agreement_top1")
 """What makes an answer right or wrong: the first of them that is known."""
@@ -62,15 +70,18 @@ def table(sides: Sequence[Side]) -> Table:
     return shown
 
 
-def lines(sides: Sequence[Side], language: Language) -> Table:
+def lines(sides: Sequence[Side], language: Language, width: int) -> Table:
     """A line for each side: its cases and figures; bold is what differs, beyond chance, from the first of its test set.
 
-    Sides that share a case are of one test set. A line between two sets tells them apart.
+    Sides that share a case are of one test set. A line between two sets tells them apart. Of the figures those are
+    shown that fit into `width` characters, the most telling first.
     """
     words = Words(language)
-    known = [metric for metric in METRICS if any(metric in parts for one in sides for parts in one.scores.values())]
+    known = [metric for metric in _TELLING if any(metric in parts for one in sides for parts in one.scores.values())]
+    widths = [max(_INTERVAL, *map(len, words(metric).split())) + _GAP for metric in known]
+    known = [metric for metric, end in zip(known, accumulate(widths), strict=True) if end <= width - _NAME - _INTERVAL]
     shown = Table(box=SIMPLE_HEAD, pad_edge=False)
-    shown.add_column("", overflow="fold", min_width=20)
+    shown.add_column("", overflow="fold")
     for metric in ("cases", *known):
         shown.add_column(words(metric) if metric in known else metric, justify="right")
     for group in _test_sets(sides):
