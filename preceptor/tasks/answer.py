@@ -99,8 +99,8 @@ _ATTEMPTS = 200
 """Places at which JSON is tried before the reply counts as noise."""
 _MENDABLE, _BRACKETS = 10_000, 200
 """Characters and brackets of what is worth mending; the mender's time grows with their product."""
-_DEPTH = 4
-"""Levels of wrapping and of JSON within strings."""
+_DEPTH = 4  # levels of wrapping and of JSON within strings
+_ASIDE = re.compile(r"""(?:[^[{"“'‘]+\[|\[[^]]*:)[^{"“'‘]*""")  # brackets in prose: nothing in them is quoted
 _MOST_BARE, _LONGEST_BARE = 12, 80
 
 
@@ -310,7 +310,7 @@ def _mended(body: str) -> Iterator[_Draft]:
     if source.lstrip().startswith('{\\"'):  # a string of JSON without its own quotes
         yield from _drafts(_loaded(source.replace('\\"', '"')))
     begin = _OPENING.search(source)
-    if not begin or (begin[0] == "[" and _LABEL.search(source[: begin.start()])):
+    if not begin or (begin[0] == "[" and (_LABEL.search(source[: begin.start()]) or _ASIDE.fullmatch(source.strip()))):
         return
     source = source[begin.start() :].removesuffix("```")
     source = source[: source.rfind("}") + 1] or source

@@ -472,3 +472,12 @@ def test_parse_never_fails(text: str) -> None:
     parsed = parse(text)
     assert (parsed.output is None) == (parsed.outcome not in (CLEAN, REPAIRED))
     parsed.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["I think of the flu.\n[act: consult]\nbye", "[act: consult]", "好的\n[注意: 需复查]", "As told [see above] it is"],
+)
+def test_brackets_in_prose_name_nothing(text: str) -> None:
+    output = parse(text).output
+    assert output is None or not any(name in text[text.find("[") :] for name in output.diseases)
