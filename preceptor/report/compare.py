@@ -28,7 +28,7 @@ _TELLING = tuple(
         (SCORE, *GRADES, *AGREEMENT, "urgent_recall", "severe_miss", "over_triage", "risky_prescription", *METRICS)
     )
 )
-_NAME, _INTERVAL, _GAP = 28, 6, 2
+_NAME, _INTERVAL, _GAP = 32, 6, 2
 """Characters of a side's name, of an interval, and between two columns."""
 _FEW = 4
 RIGHT = ("top1", "agreement_top1")
@@ -81,7 +81,7 @@ def lines(sides: Sequence[Side], language: Language, width: int) -> Table:
     widths = [max(_INTERVAL, *map(len, words(metric).split())) + _GAP for metric in known]
     known = [metric for metric, end in zip(known, accumulate(widths), strict=True) if end <= width - _NAME - _INTERVAL]
     shown = Table(box=SIMPLE_HEAD, pad_edge=False)
-    shown.add_column("", overflow="fold")
+    shown.add_column("", overflow="fold", min_width=min(_NAME, max(len(one.name) for one in sides)))
     for metric in ("cases", *known):
         shown.add_column(words(metric) if metric in known else metric, justify="right")
     for group in _test_sets(sides):
