@@ -5,13 +5,13 @@ Many at once, or of different test sets, stand in lines: each on its own cases, 
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from string import ascii_uppercase
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
-from rich.table import Table
+from rich.console import Console
+from rich.table import Column, Table
 from rich.text import Text
 
 from preceptor.core.errors import UserError
@@ -28,8 +28,7 @@ _TELLING = tuple(
         (SCORE, *GRADES, *AGREEMENT, "urgent_recall", "severe_miss", "over_triage", "risky_prescription", *METRICS)
     )
 )
-_NAME, _INTERVAL, _GAP = 32, 6, 2
-"""Characters of a side's name, of an interval, and between two columns."""
+_WIDEST = 10_000
 _FEW = 4
 RIGHT = ("top1", "agreement_top1")
 """What makes an answer right or wrong: the first of them that is known."""
@@ -76,19 +75,24 @@ def lines(sides: Sequence[Side], language: Language, width: int) -> Table:
     Sides that share a case are of one test set. A line between two sets tells them apart. Of the figures those are
     shown that fit into `width` characters, the most telling first.
     """
-    words = Words(language)
     known = [metric for metric in _TELLING if any(metric in parts for one in sides for parts in one.scores.values())]
-    widths = [max(_INTERVAL, *map(len, words(metric).split())) + _GAP for metric in known]
-    known = [metric for metric, end in zip(known, accumulate(widths), strict=True) if end <= width - _NAME - _INTERVAL]
-    shown = Table(box=SIMPLE_HEAD, pad_edge=False)
-    shown.add_column("", overflow="fold", min_width=min(_NAME, max(len(one.name) for one in sides)))
-    for metric in ("cases", *known):
-        shown.add_column(words(metric) if metric in known else metric, justify="right")
-    for group in _test_sets(sides):
-        for one in group:
-            cells = (_cell(group[0], one, metric) for metric in known)
-            shown.add_row(Text(one.name), f"{len(one.scores):,}", *cells, end_section=one is group[-1])
-    return shown
+    groups = _test_sets(sides)
+    cells = {one.name: [_cell(group[0], one, metric) for metric in known] for group in groups for one in group}
+    headers = [Words(language)(metric) for metric in known]
+
+    def first(count: int) -> Table:
+        shown = Table("", Column("cases", justify="right"), box=SIMPLE_HEAD, pad_edge=False)
+        for header in headers[:count]:
+            shown.add_column(header, justify="right")
+        for group in groups:
+            for one in group:
+                row = cells[one.name][:count]
+                shown.add_row(Text(one.name), f"{len(one.scores):,}", *row, end_section=one is group[-1])
+        return shown
+
+    room = Console(width=_WIDEST)
+    fitting = (count for count in range(len(known), 1, -1) if room.measure(first(count)).maximum <= width)
+    return first(next(fitting, 1))
 
 
 def are_few(sides: Sequence[Side]) -> bool:

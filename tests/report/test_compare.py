@@ -73,5 +73,5 @@ def test_lines_hold_each_side_against_the_first_of_its_test_set() -> None:
     assert [any(span.style == "bold" for span in cell.spans) for cell in top1] == [False, True, False]
     assert [str(cell).split("\n")[0] for cell in columns["Risky drugs"]] == ["—", "—", "0%"]
     assert [row.end_section for row in shown.rows] == [False, True, True]
-    narrow = [str(column.header) for column in lines(sides, "en", 56).columns]
+    narrow = [str(column.header) for column in lines(sides, "en", 44).columns]
     assert narrow == ["", "cases", "Top-1", "Evidence grounded"]
