@@ -73,6 +73,16 @@ for _stage, _what in STAGES.items():
 
 
 @app.command()
+def plan(recipe: RecipePath, overrides: Overrides = None, runs: Runs = RUNS) -> None:
+    """Tokens and money before any is spent: what a recipe would ask of its teacher, and where text would go."""
+    from preceptor.app.console import Show
+    from preceptor.app.plan import plan as plan_recipe
+    from preceptor.app.recipe import load
+
+    plan_recipe(load(recipe, overrides or ()), runs, Show())
+
+
+@app.command()
 def status(
     names: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs; by default all.")] = None,
     runs: Runs = RUNS,
@@ -88,21 +98,30 @@ def status(
 @app.command()
 def compare(
     names: Annotated[
-        list[str], typer.Argument(metavar="RUN[:MODEL] RUN[:MODEL]...", help="Runs; by default their student.")
+        list[str],
+        typer.Argument(
+            metavar="RUN[:MODEL] RUN[:MODEL]...", help="Runs; by default their student; RUN:* for all its models."
+        ),
     ],
     runs: Runs = RUNS,
 ) -> None:
-    """Evaluations side by side, on the cases that all measured, and what changed case by case."""
-    from preceptor.app.compare import side
-    from preceptor.app.console import Show
-    from preceptor.report.compare import table, told
+    """Evaluations side by side, on the cases that all measured, and what changed case by case.
 
-    if len(names) == 1:
+    More than four, or of different test sets, stand in one table of lines.
+    """
+    from preceptor.app.compare import sides
+    from preceptor.app.console import Show
+    from preceptor.report.compare import are_few, lines, table, told
+
+    if len(names) == 1 and not names[0].endswith(":*"):
         raise UserError("compare: name two runs or more, or two models of one: RUN:student RUN:base")
-    sides = [side(name, runs) for name in names]
+    found = [side for name in names for side in sides(name, runs)]
     show = Show()
-    show.result(table(sides))
-    show.result(told(sides))
+    if are_few(found):
+        show.result(table(found))
+        show.result(told(found))
+    else:
+        show.result(lines(found, "en", show.width))
 
 
 history = typer.Typer(help="The table of versions and scores.", rich_markup_mode=None)

@@ -81,7 +81,7 @@ class Answerer:
 
 @dataclass(frozen=True)
 class Rehearsal(Context):
-    """A context in which nobody is asked: `hold` gets the conversations that would be held, with what `converse` got."""
+    """A context in which nobody is asked: `hold` gets what `converse` would hold."""
 
     hold: Callable[
         [
@@ -125,7 +125,6 @@ def converse(
 
     `sample` numbers a conversation's draw. The completers are closed in the end.
     """
-
     if isinstance(context, Rehearsal):
         context.hold(conversations, answerer, keep, sample)
         return
