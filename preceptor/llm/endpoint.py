@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import httpx2
@@ -36,13 +36,23 @@ _SPAN = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
+class _Last(NamedTuple):
+    """A reply's id, and the digests of what was asked and what was said."""
+
+    id: bytes
+    asked: bytes
+    said: bytes
+
+
+_NONE = _Last(b"", b"", b"")
+
+
 @dataclass
 class _Line:
     """One connection, and the last reply that came over it."""
 
     client: httpx2.AsyncClient
-    last: tuple[str, bytes] = ("", b"")
-    """Its id, and the digest of what was asked."""
+    last: _Last = _NONE
 
 
 class Endpoint(Completer):
@@ -65,7 +75,7 @@ class Endpoint(Completer):
         self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if plain else httpx2.create_ssl_context()
         self._lines: list[_Line] = []
         self._idle: list[_Line] = []
-        self._met, self._strangers = False, 0
+        self._met, self._strangers, self._ids_tell = False, 0, True
 
     async def close(self) -> None:
         """Close the connections."""
@@ -152,11 +162,17 @@ class Endpoint(Completer):
         return line
 
     def _hold_apart(self, line: _Line, text: bytes, content: bytes) -> None:
-        """A server that answers twice must not have its second answer taken for that to the next question."""
+        """A server that answers twice must not have its second answer taken for that to the next question.
+
+        An id tells replies apart only where it does: some servers give every reply the same one.
+        """
         found = re.search(rb'"id"\s*:\s*"([^"]+)"', text[:512])
-        this = (found[1].decode("utf-8", "replace") if found else "", hashlib.sha256(content).digest())
+        this = _Last(found[1] if found else b"", hashlib.sha256(content).digest(), hashlib.sha256(text).digest())
         before, line.last = line.last, this
-        if this[0] and this[0] == before[0] and this[1] != before[1]:
+        if not this.id or this.id != before.id or this.asked == before.asked:
+            return
+        self._ids_tell &= this.said == before.said
+        if self._ids_tell:
             detail = "the reply to the last request came again, in place of this one's"
             raise ProviderError(FailureKind.PROVIDER, detail, retryable=True)
 

@@ -175,6 +175,10 @@ class Ledger:
         """End a claim whose outcome will never be known, without waiting."""
         self._submit(lambda: self._settle(claim, None, None))
 
+    def withdraw(self, claim: Claim) -> None:
+        """Take back an intent of which no byte was sent, without waiting."""
+        self._submit(lambda: self._withdraw(claim))
+
     def attest(self, endpoint: str, privacy: str, host: str = "") -> None:
         """Write down, once for a run, who was allowed to see its text, and since when."""
         words = (self._run, endpoint, privacy, host, _now())
@@ -278,14 +282,17 @@ class Ledger:
         rows.add_intent(self._db, place, possible, owner)
 
     def _settle(self, claim: Claim, what: rows.Packed | None, cost: Money | None) -> None:
-        self._flying.discard(claim.request)
-        self._db.execute("DELETE FROM intents WHERE request = ? AND attempt = ?", (claim.request, claim.attempt))
+        self._withdraw(claim)
         known, reserve = _nano(cost), _nano(claim.reserve) or 0
         if what is None:
             self._open(claim, reserve if known is None else known, None)
         else:
             place = (claim.request, claim.attempt, self._origin(claim, cost or claim.reserve), _now())
             rows.add_outcome(self._db, place, what, (known, 0 if known is not None else reserve))
+
+    def _withdraw(self, claim: Claim) -> None:
+        self._flying.discard(claim.request)
+        self._db.execute("DELETE FROM intents WHERE request = ? AND attempt = ?", (claim.request, claim.attempt))
 
     def _origin(self, claim: Claim, money: Money | None) -> int:
         return rows.origin_of(self._db, self._run, claim.endpoint, claim.model, money.currency if money else "")
@@ -299,15 +306,21 @@ class Ledger:
 
     async def _soon(self, work: Callable[[], Claim | Busy | rows.Outcome]) -> Any:
         future = self._submit(work)
+        mine = asyncio.wrap_future(future)
         try:
-            return await asyncio.shield(asyncio.wrap_future(future))
+            return await asyncio.shield(mine)
         except asyncio.CancelledError:
+            mine.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody else will look at it
             future.add_done_callback(self._unclaim)
             raise
 
     def _unclaim(self, future: "Future[Any]") -> None:
-        if not future.exception() and isinstance(claim := future.result(), Claim):
-            self.drop(claim)
+        if future.exception() or not isinstance(claim := future.result(), Claim):
+            return
+        if threading.current_thread() is self._writer:  # it may be the last thing that it does
+            self._withdraw(claim)
+        else:
+            self.withdraw(claim)
 
     def _write(self) -> None:
         """The writer thread: one transaction for all that has gathered."""

@@ -11,6 +11,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import stamina
@@ -133,6 +134,8 @@ class _Runner(Generic[K, T]):
 
     async def _work(self) -> None:
         for name, conversation in self._conversations:
+            if self._gate.closed:
+                return
             self._open[name] = conversation
             await self._drive(name, conversation)
             del self._open[name]
@@ -189,25 +192,27 @@ class _Runner(Generic[K, T]):
 
     async def _once(self, key: bytes, request: Request) -> Reply | None:
         """The stored reply or a send's; None while the same request is in flight elsewhere."""
+        if self._gate.closed:
+            raise asyncio.CancelledError
+        flight = _Flight()
         if self._ledger is None:
-            return (await self._send(request))[0]
+            return (await self._send(request, flight))[0]
         claim = await self._claim(self._ledger, key, request)
         if not isinstance(claim, Claim):
             return claim if isinstance(claim, Reply) else None
         self._claims += 1
-        open_claim = True
         try:
-            reply, cost = await self._send(request)
-            open_claim = False
+            reply, cost = await self._send(request, flight)
+            flight.settled = True
             return await self._ledger.settle(claim, reply, cost)
-        except (UserError, WorkError):  # before a byte was sent
-            open_claim = False
-            await self._ledger.settle(claim, None, self._nothing(request))
+        except (UserError, WorkError):
+            flight.sent = False
             raise
         except ProviderError as error:
-            open_claim = False
-            nothing = self._nothing(request) if error.answered or not error.sent else None
-            await self._ledger.settle(claim, error.failure() if error.sent else None, nothing)
+            flight.sent = error.sent
+            if error.sent:
+                flight.settled = True
+                await self._ledger.settle(claim, error.failure(), self._nothing(request) if error.answered else None)
             if error.ends:
                 raise error.ends from error
             if self._gate.closed:  # no time for another attempt: it is owed to the next run
@@ -215,8 +220,8 @@ class _Runner(Generic[K, T]):
             raise
         finally:
             self._claims -= 1
-            if open_claim:
-                self._ledger.drop(claim)
+            if not flight.settled:
+                (self._ledger.drop if flight.sent else self._ledger.withdraw)(claim)
 
     async def _claim(self, ledger: Ledger, key: bytes, request: Request) -> Reply | Claim | Busy:
         """The ledger's word; near the cap it may take replies on their way to tell what is left."""
@@ -235,12 +240,13 @@ class _Runner(Generic[K, T]):
     def _most(self, request: Request) -> Money | None:
         return max((most for lane in self._completers if (most := lane.most(request))), default=None)
 
-    async def _send(self, request: Request) -> tuple[Reply, Money | None]:
+    async def _send(self, request: Request, flight: "_Flight") -> tuple[Reply, Money | None]:
         """A reply and what it cost, over the lane that is least busy."""
         task = asyncio.current_task()
         assert task is not None
         async with self._gate.through(request) as (lane, entry):
             self._sending.add(task)
+            flight.sent = True
             try:
                 reply = await lane.completer.complete(request)
             except ProviderError as error:
@@ -253,6 +259,16 @@ class _Runner(Generic[K, T]):
                 self._sending.discard(task)
             lane.replied(reply, entry)
             return reply, lane.completer.cost(reply)
+
+
+@dataclass
+class _Flight:
+    """How far a send got."""
+
+    sent: bool = False
+    """A byte of it may have reached the server."""
+    settled: bool = False
+    """What came of it is known, and on its way to the ledger."""
 
 
 class _ThrottledError(ProviderError):

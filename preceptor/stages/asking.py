@@ -69,7 +69,8 @@ class AskingConfig(StageConfig):
     """Length of a reason that is asked for, at most."""
     temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """0 is greedy; several samples of one answer need more."""
-    max_tokens: int = Field(default=512, gt=0)
+    max_tokens: Annotated[int, How()] = Field(default=512, gt=0)
+    """Most tokens of a reply; one that ends by itself is the same under any such limit."""
     seed: int = 0
     """Of the lots by which examples are drawn."""
     concurrency: Annotated[int, How()] = Field(default=16, gt=0)

@@ -24,7 +24,7 @@ ANSWER = '{"diseases": ["肺炎"], "reason": ["咳嗽三天"]}'
 def completion(text: str | None, finish: str = "stop", **message: Any) -> dict[str, Any]:
     """A chat completion as servers give it."""
     return {
-        "id": f"chat-{next(_ids)}",
+        "id": "chat" if "constant" in (text or "") else f"chat-{next(_ids)}",
         "model": "m-1",
         "choices": [{"message": {"role": "assistant", "content": text, **message}, "finish_reason": finish}],
         "usage": {"prompt_tokens": 7, "completion_tokens": 3},

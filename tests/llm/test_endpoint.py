@@ -275,6 +275,16 @@ def test_a_second_answer_is_never_the_next_ones(hostile: Hostile) -> None:
     assert [text.partition(" do:")[0] for text in asyncio.run(main())] == [f"question {n}" for n in range(6)]
 
 
+def test_a_server_whose_ids_tell_nothing_loses_no_reply(hostile: Hostile) -> None:
+    async def main() -> list[str]:
+        endpoint = Endpoint(EndpointConfig(url=hostile.url, timeout=2), "m")
+        said = [(await endpoint.complete(ask(f"constant {n} do: echo"))).text for n in range(6)]
+        await endpoint.close()
+        return said
+
+    assert [text.partition(" do:")[0] for text in asyncio.run(main())] == [f"constant {n}" for n in range(6)]
+
+
 def test_whitespace_without_end_is_a_cut_reply(hostile: Hostile) -> None:
     assert complete(hostile.url, "do: white").finish == "length"
 

@@ -121,7 +121,9 @@ def test_what_fails_all_ends_the_run(hostile: Hostile, tmp_path: Path) -> None:
     with pytest.raises(WorkError, match="can't be reached"):
         label("http://127.0.0.1:1", tmp_path / "l.db", many(200))
     with Ledger(tmp_path / "l.db") as ledger:
-        assert ledger.summary().failures == {"provider": len(hostile.bodies)}  # none was lost in flight
+        account = ledger.summary()
+        assert account.failures == {"provider": len(hostile.bodies)}  # none was lost in flight
+        assert account.requests == len(hostile.bodies)  # and what was never sent is no request
 
 
 def test_an_error_lets_what_is_in_flight_arrive(tmp_path: Path) -> None:
@@ -216,7 +218,8 @@ def test_first_ctrl_c_drains(tmp_path: Path) -> None:
         assert 0 < len(server.bodies) <= 8
         with Ledger(tmp_path / "l.db") as ledger:
             summary = ledger.summary()
-            assert summary.replies + sum(summary.failures.values()) == len(server.bodies)
+            assert summary.replies + sum(summary.failures.values()) == summary.requests == len(server.bodies)
+        assert "never retrieved" not in errors
 
 
 def test_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
