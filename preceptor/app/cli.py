@@ -27,6 +27,7 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides such as label.limit=10.")
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start over; the old folder is kept under a number.")]
+Retry = Annotated[bool, typer.Option("--retry", help="Try again what failed, and that alone (label, predict).")]
 Runs = Annotated[Path, typer.Option("--runs", help="The folder of all runs.")]
 RUNS = Path("runs")
 INTERRUPTED = 130
@@ -34,10 +35,10 @@ INTERRUPTED = 130
 
 
 @app.command()
-def run(recipe: RecipePath, words: Words = None, fresh: Fresh = False, runs: Runs = RUNS) -> None:
+def run(recipe: RecipePath, words: Words = None, fresh: Fresh = False, retry: Retry = False, runs: Runs = RUNS) -> None:
     """Run a recipe: all its sections, or those named, in the file's order."""
     named = [word for word in words or () if "=" not in word]
-    _run(recipe, [word for word in words or () if "=" in word], runs, fresh=fresh, named=named)
+    _run(recipe, [word for word in words or () if "=" in word], runs, fresh=fresh, retry=retry, named=named)
 
 
 def _run(
@@ -46,6 +47,7 @@ def _run(
     runs: Path,
     *,
     fresh: bool,
+    retry: bool,
     named: list[str] | None = None,
     stage: str = "",
 ) -> None:
@@ -55,15 +57,17 @@ def _run(
 
     recipe = load(path, overrides)
     names = recipe.of_stage(stage) if stage else named or []
-    run_recipe(recipe, names, runs, Show(), fresh=fresh)
+    run_recipe(recipe, names, runs, Show(), fresh=fresh, retry=retry)
 
 
 def _verb(stage: str) -> Callable[..., None]:
-    def verb(recipe: RecipePath, overrides: Overrides = None, fresh: Fresh = False, runs: Runs = RUNS) -> None:
+    def verb(
+        recipe: RecipePath, overrides: Overrides = None, fresh: Fresh = False, retry: Retry = False, runs: Runs = RUNS
+    ) -> None:
         wrong = next((word for word in overrides or () if "=" not in word), None)
         if wrong:
             raise UserError(f"override {wrong!r}: write it as key=value; to run sections by name: preceptor run")
-        _run(recipe, overrides or [], runs, fresh=fresh, stage=stage)
+        _run(recipe, overrides or [], runs, fresh=fresh, retry=retry, stage=stage)
 
     return verb
 

@@ -29,15 +29,17 @@ import preceptor
 from preceptor.app.console import Show
 from preceptor.app.recipe import Recipe, Section, inputs
 from preceptor.core.errors import UserError, WorkError
-from preceptor.stages.base import Context, replacing, result_fields
+from preceptor.stages.base import FAILED, Context, replacing, result_fields
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _ALMOST_NOTHING = 1 << 20
 _Json = dict[str, Any]
 
 
-def run(recipe: Recipe, names: Sequence[str], runs: Path, show: Show, *, fresh: bool = False) -> None:
-    """Run the named sections, or all, in the file's order.
+def run(
+    recipe: Recipe, names: Sequence[str], runs: Path, show: Show, *, fresh: bool = False, retry: bool = False
+) -> None:
+    """Run the named sections, or all, in the file's order. `retry` tries again what failed in them.
 
     Raises:
         UserError: a run was made from another request, or another process is at it.
@@ -46,13 +48,21 @@ def run(recipe: Recipe, names: Sequence[str], runs: Path, show: Show, *, fresh: 
     logging.raiseExceptions = False  # a full disk is told once, not for every line of the log
     for section in recipe.chosen(names):
         with _told_in_one_line(runs), _locked(runs / recipe.name, section.name):
+            if retry and not fresh:
+                _owe_failures(section, runs / recipe.name / section.name, show)
             _run_section(recipe, section, runs, show, fresh=fresh)
+
+
+def _owe_failures(section: Section, folder: Path, show: Show) -> None:
+    if section.stage.retry and (count := section.stage.retry(folder)):
+        (folder / "done.json").unlink(missing_ok=True)
+        show.line(f"{section.name}: {count} that failed are tried again (the failures are kept in {folder / FAILED})")
 
 
 def _run_section(recipe: Recipe, section: Section, runs: Path, show: Show, *, fresh: bool) -> None:
     folder = runs / recipe.name / section.name
     found = inputs(recipe, section, runs)
-    wanted = _Request.of(recipe, section, found)
+    wanted = _Request.of(recipe, section, runs, found)
     decision = "starts over: --fresh" if fresh else _decide(folder, wanted, grows=section.stage.grows)
     if decision == _SKIP:
         seconds = (read_json(folder / "done.json", "seconds") or {})["seconds"]
@@ -86,7 +96,7 @@ def is_done(recipe: Recipe, section: Section, runs: Path, folder: Path) -> bool:
     """
     if not (folder / "config.json").exists():
         return False
-    wanted = _Request.of(recipe, section, inputs(recipe, section, runs))
+    wanted = _Request.of(recipe, section, runs, inputs(recipe, section, runs))
     return _decide(folder, wanted, grows=section.stage.grows) == _SKIP
 
 
@@ -102,7 +112,7 @@ class _Request:
     about: _Json
 
     @classmethod
-    def of(cls, recipe: Recipe, section: Section, found: Mapping[str, tuple[Path, ...]]) -> "_Request":
+    def of(cls, recipe: Recipe, section: Section, runs: Path, found: Mapping[str, tuple[Path, ...]]) -> "_Request":
         watched = {need.name for need in section.config.needs() if need.watched}
         sources = {
             name: [{"path": str(path), "sha256": sha256(path)} for path in paths]
@@ -116,6 +126,8 @@ class _Request:
             with suppress(UserError):  # beside a file from elsewhere it may hold anything
                 limits |= (read_json(path.parent / "config.json", "limits") or {"limits": {}})["limits"]
         limits[section.name] = section.config.limit
+        if (failed := runs / recipe.name / section.name / FAILED).exists():  # for those who read what comes of it
+            limits[f"{section.name} retried"] = 1 + len(failed.read_bytes().splitlines())
         code = _code()
         about = {
             "recipe": recipe.path,

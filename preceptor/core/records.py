@@ -166,6 +166,14 @@ class Failure(Record):
     detail: str = ""
 
 
+class UnansweredError(Exception):
+    """A request of a conversation brought no reply, for good."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.detail)
+        self.failure = failure
+
+
 class Prediction(Record):
     """A model's answer to a case, or the reason why there is none."""
 

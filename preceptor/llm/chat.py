@@ -1,7 +1,6 @@
 """What servers say in the chat API, read into one shape. They differ in where they put thinking, refusals, tokens."""
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import isfinite
 from pathlib import PurePosixPath
@@ -10,12 +9,10 @@ from typing import Any
 from preceptor.core.records import FailureKind, Reply, Request, Token, Usage
 from preceptor.llm.completer import ProviderError
 
-_THINKING = re.compile(
-    r"\s*(?:<think>|(?![{\[`<]))(?P<closed>.*?)</think>"  # some templates open it within the prompt
-    r"|\s*<think>(?P<open>.*)",
-    re.DOTALL,
-)
-_MOST_TOKENS = 1 << 40
+_MOST_TOKENS = 1 << 30
+_OPENS, _CLOSES = "<think>", "</think>"
+_STARTS = ("{", "[", "`", "<")
+"""How an answer begins that has no thinking before it: some templates open that within the prompt."""
 _Entry = tuple[bytes, float | None, tuple[tuple[bytes, float], ...]]
 
 
@@ -23,11 +20,16 @@ def reply_of(body: bytes, request: Request) -> Reply:
     """The reply in a response's body.
 
     Raises:
-        ProviderError: there is none in it.
+        ProviderError: there is none in it; what it took all the same is told with it.
     """
     try:
-        return _reply(json.loads(body), request)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        data = json.loads(body)
+        try:
+            return _reply(data, request)
+        except ProviderError as error:
+            error.usage = _usage(data.get("usage"))
+            raise
+    except (ArithmeticError, LookupError, ValueError, TypeError, AttributeError, RecursionError, MemoryError) as error:
         detail = f"the reply is not a chat completion: {start_of(body)}"
         raise ProviderError(FailureKind.PROVIDER, detail, retryable=True) from error
 
@@ -40,7 +42,7 @@ def start_of(body: bytes) -> str:
         body = str(error.get("message") if isinstance(error, dict) else error).encode("utf-8", "replace")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
-    return " ".join(body.decode("utf-8", "replace").split())[:200] or "an empty body"
+    return " ".join(body.decode("utf-8", "replace").replace("\0", "").split())[:200] or "an empty body"
 
 
 def is_called(asked: str, said: str) -> bool:
@@ -60,8 +62,8 @@ def _reply(data: Any, request: Request) -> Reply:
     text = _clean(message.get("content") or "")
     thinking = _clean(message.get("reasoning_content") or message.get("reasoning") or "")
     said = text
-    if match := _THINKING.match(text):
-        thinking, text = thinking or (match["closed"] or match["open"] or "").strip(), text[match.end() :]
+    apart, text = _parted(text)
+    thinking = thinking or apart
     if message.get("refusal") or finish == "content_filter":
         text, finish = _clean(message.get("refusal") or text), "refusal"
     elif not text.strip() and finish != "length":
@@ -71,10 +73,21 @@ def _reply(data: Any, request: Request) -> Reply:
         text=text,
         thinking=thinking,
         finish=finish if finish in ("length", "refusal") else "stop",
-        model=str(data.get("model") or ""),
+        model=_clean(str(data.get("model") or "")),
         usage=_usage(data.get("usage")),
         tokens=_tokens(choice.get("logprobs"), said, text) if wanted else (),
     )
+
+
+def _parted(text: str) -> tuple[str, str]:
+    """The thinking that stands before an answer within tags, and the answer."""
+    body = text.lstrip()
+    opened = body.startswith(_OPENS)
+    close = body.find(_CLOSES)
+    if not opened and (close < 0 or body.startswith(_STARTS)):
+        return "", text
+    thought = body[len(_OPENS) * opened : close if close >= 0 else None]
+    return thought.strip(), body[close + len(_CLOSES) :] if close >= 0 else ""
 
 
 def _usage(given: Any) -> Usage:
@@ -167,7 +180,8 @@ def _logprob(value: Any) -> float | None:
 
 
 def _bytes(entry: Mapping[str, Any]) -> bytes:
-    return bytes(entry["bytes"]) if entry.get("bytes") is not None else str(entry["token"]).encode()
+    given = entry.get("bytes")
+    return bytes(given) if isinstance(given, list) else str(entry["token"]).encode()
 
 
 def _clean(text: str) -> str:

@@ -4,7 +4,7 @@ from typing import Protocol
 
 from preceptor.core.errors import UserError, WorkError
 from preceptor.core.money import Money
-from preceptor.core.records import Failure, FailureKind, Reply, Request
+from preceptor.core.records import Failure, FailureKind, Reply, Request, Usage
 
 
 class ProviderError(Exception):
@@ -33,6 +33,11 @@ class ProviderError(Exception):
         """True when the server said no: it generated nothing, and nothing is owed."""
         self.ends = ends
         """What ends the whole run, since every other request would fail the same way."""
+        self.usage = Usage()
+        """The tokens that it took all the same."""
+
+    def __str__(self) -> str:
+        return self.detail
 
     def failure(self) -> Failure:
         """The record of it."""
@@ -65,6 +70,6 @@ class Completer(Protocol):
         """The most that a send can cost; None where no price is known."""
         return None
 
-    def cost(self, reply: Reply) -> Money | None:
-        """What a reply cost; None where that is not known."""
+    def cost(self, usage: Usage) -> Money | None:
+        """What a reply cost that took these tokens; None where that is not known."""
         return None

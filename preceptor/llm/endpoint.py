@@ -7,6 +7,7 @@ import os
 import re
 import ssl
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -18,20 +19,23 @@ import httpx2
 
 from preceptor.core.errors import UserError, WorkError
 from preceptor.core.money import Money
-from preceptor.core.records import FailureKind, Reply, Request
+from preceptor.core.records import FailureKind, Reply, Request, Usage
 from preceptor.llm import zone
 from preceptor.llm.chat import is_called, reply_of, start_of
 from preceptor.llm.completer import Completer, ProviderError
 from preceptor.llm.config import SHORTEST_KEY, EndpointConfig
 
 _MOST_BYTES = 32 << 20
-_LONGEST_WAIT = 300.0
+_LONGEST_WAIT = 3600.0
+_REST = 0.1
+"""Seconds that a connection rests, so that what comes late is found before it is used again."""
 _STRANGERS = 20
 """Replies from another model, before any from the one that was asked for, after which the name must be wrong."""
 _AROUND = 16
 """Tokens that a chat template may add to a message."""
 _NO_LOGPROBS = "gives no log-probabilities: ask for none, or use another endpoint"
 _RETRYABLE = {408, 409, 425, 429, 500, 502, 503, 504, 529}
+_ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -53,6 +57,8 @@ class _Line:
 
     client: httpx2.AsyncClient
     last: _Last = _NONE
+    since: float = 0.0
+    """When it was last used."""
 
 
 class Endpoint(Completer):
@@ -65,6 +71,7 @@ class Endpoint(Completer):
         self.config = config
         self._variable = variable or next(iter(config.key_env), None)
         self._key = _key(config.name, self._variable)
+        self._bare = _bare(self._key) if len(self._key) >= SHORTEST_KEY else "\0"  # short ones are mere fillers
         how = {**config.extra, **({"json_mode": config.json_mode} if config.json_mode != "none" else {})}
         digest = hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()
         self.name = f"{config.name}+{digest[:8]}" if how else config.name
@@ -74,7 +81,7 @@ class Endpoint(Completer):
         plain = urlsplit(self._url).scheme == "http"
         self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if plain else httpx2.create_ssl_context()
         self._lines: list[_Line] = []
-        self._idle: list[_Line] = []
+        self._idle: deque[_Line] = deque()
         self._met, self._strangers, self._ids_tell = False, 0, True
 
     async def close(self) -> None:
@@ -84,20 +91,33 @@ class Endpoint(Completer):
 
     def most(self, request: Request) -> Money | None:
         """The most that a send can cost: a token has a byte at least, and the reply its limit."""
-        if (price := self.config.price) is None:
+        limits = {"max_tokens": request.sampling.max_tokens, "n": 1, **self.config.extra}
+        reply = max(_whole(limits["max_tokens"]), _whole(limits.get("max_completion_tokens"))) * _whole(limits["n"])
+        if (price := self.config.price) is None or not reply:
             return None
-        tokens = sum(len(message.content.encode()) + _AROUND for message in request.messages)
+        tokens = sum(len(message.content.encode("utf-8", "replace")) + _AROUND for message in request.messages)
         dearer = max(price.input, price.cached or 0)
-        return Money((tokens * dearer + request.sampling.max_tokens * price.output) / 1e6, price.currency)
+        return Money((tokens * dearer + reply * price.output) / 1e6, price.currency)
 
-    def cost(self, reply: Reply) -> Money | None:
-        """What a reply cost; None where price or tokens are unknown."""
-        price, known = self.config.price, reply.usage.prompt_tokens and reply.usage.completion_tokens
-        return price.cost(reply.usage) if price and known else None
+    def cost(self, usage: Usage) -> Money | None:
+        """What a reply cost that took these tokens; None where price or tokens are unknown."""
+        price, known = self.config.price, usage.prompt_tokens and usage.completion_tokens
+        return price.cost(usage) if price and known else None
 
     async def complete(self, request: Request) -> Reply:
         """One send, one reply."""
         self._hold_logprobs(request.logprobs, self.config.logprobs)
+        try:
+            reply = await self._complete(request)
+        except ProviderError as error:
+            error.detail = self._without_key(error.detail)
+            error.ends = error.ends and type(error.ends)(self._without_key(str(error.ends)))
+            raise
+        if any(self._without_key(said) != said for said in (reply.text, reply.thinking, reply.model)):
+            raise ProviderError(FailureKind.PROVIDER, "the reply holds the key: it is withheld", retryable=False)
+        return reply
+
+    async def _complete(self, request: Request) -> Reply:
         provider = FailureKind.PROVIDER
         try:
             async with asyncio.timeout(self.config.timeout):
@@ -114,10 +134,13 @@ class Endpoint(Completer):
         if response.status_code != HTTPStatus.OK:
             raise self._refusal(response, body)
         reply = reply_of(body, request)
-        self._know(reply.model)
-        if request.logprobs is not None and reply.text and reply.finish != "refusal" and not reply.tokens:
-            raise _end(UserError(f"{self.name} {_NO_LOGPROBS}"), answered=False)
+        self._know(reply, request.logprobs)
         return reply
+
+    def _without_key(self, text: str) -> str:
+        """The text, unless it holds the key in any writing: a server that echoes it must not get it written down."""
+        plain = _ESCAPE.sub(lambda match: chr(int(match[1], 16)), text)
+        return "[key] withheld: the server's words hold it" if self._bare in _bare(plain) else text
 
     def _hold_logprobs(self, wanted: int | None, most: int | None) -> None:
         if wanted is None or most is None:
@@ -129,7 +152,8 @@ class Endpoint(Completer):
 
     async def _post(self, body: dict[str, Any]) -> tuple[httpx2.Response, bytes]:
         # A shared pool probes every idle connection before each send, which costs more than the send.
-        line = self._idle.pop() if self._idle else self._new_line()
+        rested = self._idle and time.monotonic() - self._idle[0].since >= _REST
+        line = self._idle.popleft() if rested else self._new_line()
         content = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
         chunks, size, whole = [], 0, False
         try:
@@ -148,12 +172,12 @@ class Endpoint(Completer):
             whole = not (isinstance(wire, zone.Wire) and wire.has_more(response.headers))
         finally:
             if whole:
+                line.since = time.monotonic()
                 self._idle.append(line)
             else:
                 self._lines.remove(line)
                 await line.client.aclose()
-        # A server that echoes the key must not get it written into a ledger. Short ones are mere fillers.
-        return response, text.replace(self._key.encode(), b"[key]") if len(self._key) >= SHORTEST_KEY else text
+        return response, text
 
     def _new_line(self) -> _Line:
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
@@ -205,17 +229,27 @@ class Endpoint(Completer):
                 wait = _span(headers.get(f"x-ratelimit-reset-{what}", ""))
                 self.resume_at = max(self.resume_at, time.monotonic() + min(wait, _LONGEST_WAIT))
 
-    def _know(self, said: str) -> None:
-        """Raise ProviderError for a reply of another model; it ends the run if no other ever comes."""
-        asked = self.config.model or self.model
-        if any(is_called(name, said) for name in (asked, *self.config.answers_as)):
+    def _know(self, reply: Reply, wanted: int | None) -> None:
+        """Raise ProviderError for a reply of another model, or without its log-probabilities.
+
+        It ends the run where that is so of the first ones, and of no other.
+        """
+        asked, detail = self.config.model or self.model, ""
+        if not any(is_called(name, reply.model) for name in (asked, *self.config.answers_as)):
+            self._strangers += 1
+            told = f"asked for {asked!r}, and {reply.model!r} answered; if that is its name, write it in `answers_as`"
+            detail, ends = told, self._strangers >= _STRANGERS
+        elif wanted is not None and reply.text and reply.finish != "refusal" and not reply.tokens:
+            detail, ends = f"{self.name} {_NO_LOGPROBS}", True
+        if not detail:
             self._met = True
             return
-        self._strangers += 1
-        detail = f"asked for {asked!r}, and {said!r} answered; if that is its name, write it in `answers_as`"
-        if not self._met and self._strangers >= _STRANGERS:
-            raise _end(UserError(f"{self.name}: {detail}"), answered=False)
-        raise ProviderError(FailureKind.PROVIDER, detail, retryable=True)
+        if ends and not self._met:
+            error = _end(UserError(detail), answered=False)
+        else:
+            error = ProviderError(FailureKind.PROVIDER, detail, retryable=True)
+        error.usage = reply.usage
+        raise error
 
     def _refusal(self, response: httpx2.Response, body: bytes) -> ProviderError:
         """What an answer other than 200 means: for this request, or for every one that would follow."""
@@ -266,6 +300,15 @@ def _key(name: str, variable: str | None) -> str:
     return key
 
 
+def _bare(text: str) -> str:
+    """Its letters and digits alone."""
+    return re.sub(r"[\W_]", "", text)
+
+
+def _whole(value: Any) -> int:
+    return value if isinstance(value, int) else 0
+
+
 def _words(error: Exception) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
@@ -287,5 +330,5 @@ def _retry_after(value: str) -> float | None:
     except ValueError:
         try:
             return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-        except ValueError:
+        except (ValueError, OverflowError):
             return 1.0

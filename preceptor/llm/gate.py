@@ -22,6 +22,7 @@ class Lane:
     def __init__(self, completer: Completer, top: int) -> None:
         self.completer = completer
         self.busy = 0
+        self.retired = False
         self._top = top
         self._limit = float(top)
         self._until = 0.0
@@ -35,7 +36,7 @@ class Lane:
 
     def ready_in(self, request: Request) -> float:
         """Seconds until a send may go; infinite while others must end first."""
-        if self.busy >= int(self._limit):
+        if self.retired or self.busy >= int(self._limit):
             return inf
         now = time.monotonic()
         while self._sent and self._sent[0][0] <= now - _MINUTE:
@@ -85,6 +86,12 @@ class Gate:
         self._lanes = [Lane(completer, top) for completer in completers]
         self._top = top
         self._changed = asyncio.Event()
+
+    def retire(self, lane: Lane) -> bool:
+        """Send no more over a lane; False if it is the last one."""
+        others = any(one is not lane and not one.retired for one in self._lanes)
+        lane.retired = others
+        return others
 
     @asynccontextmanager
     async def through(self, request: Request) -> AsyncIterator[tuple[Lane, list[float]]]:

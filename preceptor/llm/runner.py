@@ -1,24 +1,28 @@
 """Drives conversations, thousands at once, through the ledger to a completer.
 
-A conversation is a generator that yields requests and receives replies; it sees neither network nor clock,
-so it resumes by being replayed. Each send has its own committed intent. A failure ends its conversation
-alone; what would fail every request (a refused key, a full disk) ends the run, after what is in flight.
+A conversation is a generator that yields requests and receives replies, or an UnansweredError, which ends it unless
+it goes on; it sees neither network nor clock, so it resumes by being replayed. Each send has its own committed
+intent. A failure ends its conversation alone; what would fail every request (a refused key, a full disk) ends the
+run, after what is in flight.
 """
 
 import asyncio
 import logging
+import random
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 import stamina
 
 from preceptor.core.errors import UserError, WorkError
 from preceptor.core.money import Money
-from preceptor.core.records import Failure, Reply, Request
+from preceptor.core.records import Failure, Reply, Request, UnansweredError
 from preceptor.llm.completer import Completer, ProviderError
 from preceptor.llm.gate import Gate, Lane
 from preceptor.llm.ledger import Busy, CapError, Claim, Ledger, request_key
@@ -28,6 +32,9 @@ K = TypeVar("K")
 _DRAIN = 5.0
 _THROTTLES = 20
 _PAUSE = 2.0
+_OUTAGE = 900.0
+"""Seconds for which a server that gave replies may be gone."""
+log = logging.getLogger(__name__)
 _CAP = 0.05
 """Seconds between two looks at what is left to spend."""
 logging.getLogger("stamina").setLevel(logging.ERROR)  # retries are counted in the ledger
@@ -78,6 +85,7 @@ class _Runner(Generic[K, T]):
         self._workers: set[asyncio.Task[None]] = set()
         self._interrupts = 0
         self._claims = 0
+        self._replied = 0.0  # when the last reply came
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -142,40 +150,45 @@ class _Runner(Generic[K, T]):
 
     async def _drive(self, name: K, conversation: Generator[Request, Reply, T]) -> None:
         repeats: Counter[Request] = Counter()
-        reply: Reply | None = None
+        step: Callable[[], Request] = partial(next, conversation)
         while True:
             try:
-                request = conversation.send(reply) if reply else next(conversation)
+                request = step()
             except StopIteration as end:
                 self._on_result(name, end.value)
                 return
+            except UnansweredError as lost:
+                self._on_result(name, lost.failure)
+                return
             try:
                 reply = await self._ask(request, self._sample(name), repeats[request])
+                step = partial(conversation.send, reply)
             except ProviderError as error:
                 if not error.sent:
                     raise WorkError(error.detail) from error
-                self._on_result(name, error.failure())
-                return
+                step = partial(conversation.throw, UnansweredError(error.failure()))
             repeats[request] += 1
 
     async def _ask(self, request: Request, sample: int, repeat: int) -> Reply:
         first = self._completers[0]
         key = request_key(first.name, first.model, request, sample, repeat)
+        tries = 0
+
+        def again(error: Exception) -> bool:
+            # What the server refused costs nothing, and may be asked more often than what may have been paid for.
+            return isinstance(error, ProviderError) and error.retryable and (error.answered or tries < self._attempts)
+
         async for attempt in stamina.retry_context(
-            on=lambda error: isinstance(error, ProviderError) and error.retryable,
-            attempts=self._attempts,
-            timeout=None,
-            wait_initial=0.5,
-            wait_max=30,
-            wait_jitter=1,
+            on=again, attempts=2 * self._attempts, timeout=None, wait_initial=0.5, wait_max=30, wait_jitter=1
         ):
             with attempt:
+                tries += 1
                 return await self._patiently(key, request)
         raise AssertionError("unreachable")
 
     async def _patiently(self, key: bytes, request: Request) -> Reply:
-        """One attempt. To be told to slow down is none, within bounds; nor is to wait for another's."""
-        throttles, wait = 0, 0.05
+        """One attempt. To be told to slow down is none, within bounds; nor is to wait for another or a server."""
+        throttles, wait, out = 0, 0.05, 1.0
         while True:
             try:
                 if reply := await self._once(key, request):
@@ -186,6 +199,12 @@ class _Runner(Generic[K, T]):
                     raise ProviderError(told.error.kind, told.error.detail, retryable=False) from told.error
                 more = min(30.0, 0.25 * 2**throttles) if throttles > 1 else 0.0
                 told.lane.slow(max(told.error.retry_after or 0.0, more))
+            except ProviderError as error:
+                # A server that was there may come back; one that never was is the user's to mend, at once.
+                if error.sent or not self._replied or time.monotonic() - self._replied > _OUTAGE:
+                    raise
+                await asyncio.sleep(out + random.uniform(0, out))
+                out = min(30.0, 2 * out)
             else:
                 await asyncio.sleep(wait)
                 wait = min(2.0, wait * 1.5)
@@ -212,7 +231,7 @@ class _Runner(Generic[K, T]):
             flight.sent = error.sent
             if error.sent:
                 flight.settled = True
-                await self._ledger.settle(claim, error.failure(), self._nothing(request) if error.answered else None)
+                await self._ledger.settle(claim, error.failure(), self._took(request, error))
             if error.ends:
                 raise error.ends from error
             if self._gate.closed:  # no time for another attempt: it is owed to the next run
@@ -234,8 +253,11 @@ class _Runner(Generic[K, T]):
                     raise
                 await asyncio.sleep(_CAP)
 
-    def _nothing(self, request: Request) -> Money | None:
-        return Money(0.0, most.currency) if (most := self._most(request)) else None
+    def _took(self, request: Request, error: ProviderError) -> Money | None:
+        """What a send cost that brought no reply; None where that is not known."""
+        if error.answered:
+            return Money(0.0, most.currency) if (most := self._most(request)) else None
+        return self._completers[0].cost(error.usage)
 
     def _most(self, request: Request) -> Money | None:
         return max((most for lane in self._completers if (most := lane.most(request))), default=None)
@@ -252,13 +274,17 @@ class _Runner(Generic[K, T]):
             except ProviderError as error:
                 if error.retry_after is not None and error.retryable:
                     raise _ThrottledError(error, lane) from error
+                if error.ends and error.answered and self._gate.retire(lane):
+                    log.warning("%s: the others go on without it", error.detail)
+                    raise ProviderError(error.kind, error.detail, retryable=True, answered=True) from error
                 if not error.answered and len(self._completers) > 1:  # the others do its work meanwhile
                     lane.slow(_PAUSE)
                 raise
             finally:
                 self._sending.discard(task)
             lane.replied(reply, entry)
-            return reply, lane.completer.cost(reply)
+            self._replied = time.monotonic()
+            return reply, lane.completer.cost(reply.usage)
 
 
 @dataclass

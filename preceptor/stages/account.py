@@ -84,6 +84,9 @@ class Account:
         yield "; ".join(parts)
         if len(self.names) > 1:
             yield f"the endpoint said it was {', '.join(self.names)}"
+        if self.failures:
+            advice = ", with a larger max_tokens for those that it cut" if self.failures["truncated"] else ""
+            yield f"the same command with --retry asks the failed ones again, and them alone{advice}"
 
     def _agreement(self) -> float | None:
         return self.agreement / self.counts["voted"] if self.counts["voted"] else None

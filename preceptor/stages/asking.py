@@ -25,10 +25,23 @@ from preceptor.core.records import (
     Request,
     Sampling,
     Task,
+    UnansweredError,
+    Usage,
 )
 from preceptor.stages import solved
 from preceptor.stages.account import Account, Names
-from preceptor.stages.base import Context, How, Lines, Need, StageConfig, read_records, replacing, resolve_callable
+from preceptor.stages.base import (
+    FAILED,
+    Context,
+    How,
+    Lines,
+    Need,
+    StageConfig,
+    read_records,
+    replacing,
+    resolve_callable,
+    write_records,
+)
 from preceptor.stages.teacher import Answerer, converse
 from preceptor.tasks import prompts
 from preceptor.tasks.examples import Choice, Examples
@@ -41,6 +54,8 @@ TEACHER = "teacher"
 FEW_SHOT, TWO_STAGE, VOTE = "few_shot", "two_stage", "self_consistency"
 _ASK_AGAIN = {FailureKind.PROVIDER, FailureKind.TIMEOUT}
 """Failures of the moment: a resumed run tries them once more."""
+_ROUND = 1_000_000
+"""Between the numbers of a sample's draw and of its next, when it is tried again."""
 _Key = tuple[str, str, int]
 """Model, case and sample of an answer."""
 
@@ -119,6 +134,8 @@ class _Talk:
     """That were sent last."""
     served: list[str] = field(default_factory=list)
     """What each reply said that the model is called."""
+    usage: Usage = field(default_factory=Usage)
+    """Of the replies so far."""
 
     def held(self, strategy: Strategy, name: str) -> Conversation:
         """The conversation of a strategy that may be the user's own, held to what every strategy must do."""
@@ -131,8 +148,13 @@ class _Talk:
                 if not isinstance(request, Request):
                     raise _not_a_strategy(name, f"it yields {type(request).__name__}, not a Request")
                 self.messages = request.messages
-                reply = yield request
+                try:
+                    reply = yield request
+                except UnansweredError as lost:
+                    request = conversation.throw(lost)
+                    continue
                 self.served.append(reply.model)
+                self.usage += reply.usage
                 request = conversation.send(reply)
         except StopIteration as end:
             result = end.value
@@ -151,7 +173,7 @@ class _Talk:
 
     def failed(self, failure: Failure) -> Prediction:
         """The prediction of a conversation that a failure ended."""
-        return failed(self.case, self.asking, failure, self.messages)
+        return failed(self.case, self.asking, failure, self.messages).model_copy(update={"usage": self.usage})
 
 
 def _not_a_strategy(name: str, why: str) -> UserError:
@@ -169,6 +191,8 @@ class Answers:
     given: set[_Key] = field(default_factory=set)
     failures: "Counter[str]" = field(default_factory=Counter)
     """Among those given, by model."""
+    rounds: "Counter[_Key]" = field(default_factory=Counter)
+    """How often an answer was given up that the ledger has, and would give again."""
 
     @classmethod
     def begun(cls, config: AskingConfig, context: Context, cases: Cases, samples: int = 1) -> "Answers":
@@ -187,6 +211,9 @@ class Answers:
                 if not _of_the_moment(prediction):
                     answers.given.add(_key(prediction))
                     answers.failures[prediction.model] += prediction.failure is not None
+        if (given_up := context.folder / FAILED).exists():
+            failed = read_records(given_up, Prediction)
+            answers.rounds.update(_key(one) for one in failed if not _of_the_moment(one))
         return answers
 
     def about(self, paths: Sequence[Path]) -> "Answers":
@@ -221,6 +248,9 @@ class Answers:
                 talk = talks[case.id, sample] = _Talk(case, replace(asking, sample=sample))
                 yield (case.id, sample), talk.held(strategy, name)
 
+        def draw(key: tuple[str, int]) -> int:
+            return key[1] + _ROUND * self.rounds[model, *key]
+
         def keep(key: tuple[str, int], result: Prediction | Failure) -> None:
             nonlocal broken, last
             talk = talks.pop(key)
@@ -240,7 +270,7 @@ class Answers:
             context.progress(f"{context.section}: {model}", total) as tick,
         ):
             tick(total - owed)
-            converse(conversations(), answerer, context, concurrency, keep, sample=lambda key: key[1])
+            converse(conversations(), answerer, context, concurrency, keep, sample=draw)
         if total == broken:
             reason = f"{answerer.name} answered none of {broken} cases, the last one: {last}"
             raise WorkError(f"{context.section}: {reason}; mend that and run it again")
@@ -265,6 +295,23 @@ class Answers:
                         ordered.write(line)
                         accounts[model].add(Prediction.model_validate_json(line))
         return accounts
+
+
+def put_back(folder: Path) -> int:
+    """Take the failures out of a section's answers, so that they are owed; returns how many there were."""
+    path, given_up = folder / PREDICTIONS, folder / FAILED
+    if not path.exists():
+        return 0
+    with Lines(path):
+        pass
+    failed = [one for one in read_records(path, Prediction) if one.failure]
+    known = {one.model_dump_json() for one in read_records(given_up, Prediction)} if given_up.exists() else set()
+    with Lines(given_up) as lines:
+        for one in failed:
+            if one.model_dump_json() not in known:  # a kill came between this and what follows
+                lines.write(one)
+    write_records(path, (one for one in read_records(path, Prediction) if not one.failure))
+    return len(failed)
 
 
 def _key(prediction: Prediction) -> _Key:

@@ -24,6 +24,8 @@ _R = TypeVar("_R", bound=Record)
 
 LEDGER = "ledger.sqlite"
 """In the folder of all runs."""
+FAILED = "failed.jsonl"
+"""What failed, and was put back to be tried again; in a section's folder."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,8 @@ class Stage:
     leaves: tuple[str, ...]
     grows: bool = True
     """More cases are more work in the same folder, and no new start."""
+    retry: Callable[[Path], int] | None = None
+    """Puts what failed in a folder back among what is owed, and returns how much that is; FAILED keeps the failures."""
 
 
 class Lines:

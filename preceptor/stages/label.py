@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from preceptor.stages.asking import PREDICTIONS, TEACHER, Answers, AskingConfig, Cases, asking_of
+from preceptor.stages.asking import PREDICTIONS, TEACHER, Answers, AskingConfig, Cases, asking_of, put_back
 from preceptor.stages.base import Context, Need, Stage
 from preceptor.stages.fences import TARGET
 from preceptor.stages.teacher import TeacherConfig, teacher
@@ -48,4 +48,4 @@ def run(config: Config, context: Context) -> Mapping[str, Any]:
     return account.figures()
 
 
-STAGE = Stage("label", Config, run, leaves=(PREDICTIONS,))
+STAGE = Stage("label", Config, run, leaves=(PREDICTIONS,), retry=put_back)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from preceptor.core.errors import UserError
-from preceptor.stages.asking import PREDICTIONS, TEACHER, Answers, AskingConfig, Cases, asking_of
+from preceptor.stages.asking import PREDICTIONS, TEACHER, Answers, AskingConfig, Cases, asking_of, put_back
 from preceptor.stages.base import Context, How, Need, Stage, folder, needs_torch
 from preceptor.stages.fences import TARGET
 from preceptor.stages.teacher import Answerer, TeacherConfig, teacher
@@ -114,4 +114,4 @@ def _ask_here(model: str, config: Config, context: Context, answers: Answers) ->
     answers.ask(answerer, 2 * config.batch, asking)
 
 
-STAGE = Stage("predict", Config, run, leaves=(PREDICTIONS,))
+STAGE = Stage("predict", Config, run, leaves=(PREDICTIONS,), retry=put_back)

@@ -23,6 +23,7 @@ from preceptor.core.records import (
     Request,
     Sampling,
     Task,
+    UnansweredError,
     Usage,
 )
 from preceptor.tasks import consult, diagnosis, voting
@@ -125,12 +126,15 @@ def two_stage(case: Case, asking: Asking) -> Conversation:
 def self_consistency(case: Case, asking: Asking) -> Conversation:
     """Several samples, and what they say together, with the share of the samples that name a disease as confidence.
 
-    Samples that can't be read have no vote, but count among those that don't agree; where none can, the last one's
-    failure is the answer's.
+    Samples that failed or can't be read have no vote, but count among those that don't agree; where none can, the last
+    one's failure is the answer's.
     """
     said: list[Prediction] = []
     for _ in range(asking.votes):
-        said.append((yield from zero_shot(case, asking)))  # noqa: PERF401  a comprehension can't yield
+        try:
+            said.append((yield from zero_shot(case, asking)))
+        except UnansweredError as lost:
+            said.append(failed(case, asking, lost.failure))
     usage = sum((sample.usage for sample in said), Usage())
     valid = [sample for sample in said if sample.output]
     if not valid:

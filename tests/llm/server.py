@@ -89,8 +89,11 @@ _PATIENCE = 3
 class Hostile:
     """`bodies` are the requests received; `url` is the API's base."""
 
-    def __init__(self, delay: float = 0.0, seed: int = 0) -> None:
+    def __init__(self, delay: float = 0.0, seed: int = 0, port: int = 0) -> None:
         self.delay = delay
+        self.refused = ""
+        """A key that is answered with 401."""
+        self._port = port
         self.tls: ssl.SSLContext | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._random = random.Random(seed)
@@ -120,7 +123,7 @@ class Hostile:
 
     async def _main(self, ready: threading.Event) -> None:
         self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self.tls, limit=1 << 24)
+        server = await asyncio.start_server(self._serve, "127.0.0.1", self._port, ssl=self.tls, limit=1 << 24)
         self.url = f"http{'s' if self.tls else ''}://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
         ready.set()
         await self._end.wait()
@@ -146,7 +149,7 @@ class Hostile:
                 self._busy += 1
                 self.most = max(self.most, self._busy)
                 try:
-                    if not await self._answer(writer, body):
+                    if not await self._answer(writer, body, head):
                         writer.transport.abort()
                         return
                 finally:
@@ -161,7 +164,7 @@ class Hostile:
         self._sends[text] += 1
         return act
 
-    async def _answer(self, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
+    async def _answer(self, writer: asyncio.StreamWriter, body: dict[str, Any], head: str) -> bool:
         """Whether the connection lives on."""
         text = body["messages"][-1]["content"]
         act = self._act(text)
@@ -170,11 +173,18 @@ class Hostile:
             await _RAW[act](writer)
         elif act == "reset":
             return False
+        elif self.refused and self.refused in head:
+            self._write(writer, 401, "{}")
         elif act == "429now":
             self._write(writer, 429, json.dumps({"error": "slow down"}))
         elif act.isdigit():
-            error = {"error": {"message": f"no:\n{self.headers[-1]}"}}
+            error = {"error": {"message": f"no:\n{head}"}}
             self._write(writer, int(act), json.dumps(error), _HEADERS.get(act, ""))
+        elif act == "late":
+            self._write(writer, 200, said(text))
+            await writer.drain()
+            await asyncio.sleep(0.05)
+            self._write(writer, 200, said(text))
         elif act in ("echo", "twice"):
             body = said(text)
             for _ in range(1 + (act == "twice")):

@@ -1,7 +1,10 @@
 """What a bad server does, and what the endpoint makes of it; where text may go."""
 
 import asyncio
+import contextlib
+import json
 import socket
+import time
 from itertools import pairwise
 from typing import Any
 
@@ -11,12 +14,12 @@ from hypothesis import strategies as st
 
 from preceptor.core.errors import UserError, WorkError
 from preceptor.core.records import FailureKind, Reply, Usage
-from preceptor.llm.chat import _tokens, _usage, is_called
+from preceptor.llm.chat import _parted, _tokens, _usage, is_called, reply_of
 from preceptor.llm.completer import ProviderError
 from preceptor.llm.config import EndpointConfig, presets
 from preceptor.llm.endpoint import Endpoint, _retry_after, _span
 from tests.llm.conftest import ask
-from tests.llm.server import ANSWER, Hostile
+from tests.llm.server import ANSWER, Hostile, completion
 
 
 def complete(url: str, text: str = "hello", logprobs_: int | None = None, **config: Any) -> Reply:
@@ -418,9 +421,19 @@ def test_the_most_that_a_send_can_cost() -> None:
     endpoint = Endpoint(EndpointConfig.model_validate({"url": "http://127.0.0.1/v1", "price": price}), "m")
     most = endpoint.most(ask("咳嗽"))  # six bytes, sixteen of the template, 512 to come
     assert most == (pytest.approx((22 * 2 + 512 * 8) / 1e6), "CNY")
-    reply = Reply(text="x", usage=Usage(prompt_tokens=10, completion_tokens=20))
-    assert endpoint.cost(reply) == (pytest.approx(180e-6), "CNY")
-    assert endpoint.cost(Reply(text="x")) is None  # nobody counted
+    assert endpoint.cost(Usage(prompt_tokens=10, completion_tokens=20)) == (pytest.approx(180e-6), "CNY")
+    assert endpoint.cost(Usage()) is None  # nobody counted
+    for extra, most in (
+        ({"max_tokens": 4000}, 22 * 2 + 4000 * 8),
+        ({"max_tokens": None, "max_completion_tokens": 100, "n": 2}, 22 * 2 + 200 * 8),
+    ):
+        config = {"url": "http://127.0.0.1/v1", "price": price, "extra": extra}
+        assert Endpoint(EndpointConfig.model_validate(config), "m").most(ask("咳嗽")) == (
+            pytest.approx(most / 1e6),
+            "CNY",
+        )
+    unbounded = {"url": "http://127.0.0.1/v1", "price": price, "extra": {"max_tokens": None}}
+    assert Endpoint(EndpointConfig.model_validate(unbounded), "m").most(ask("x")) is None
     assert Endpoint(EndpointConfig(url="http://127.0.0.1/v1"), "m").most(ask("x")) is None
 
 
@@ -445,3 +458,94 @@ def _told(piece: bytes) -> str:
         return piece.decode()
     except UnicodeDecodeError:
         return ""
+
+
+@pytest.mark.parametrize(
+    "echo",
+    [
+        "Bearer sk-abc/def/ghi-SECRET",
+        "Bearer sk-abc\\/def\\/ghi-SECRET",
+        "\\u0073k-abc/def/ghi-SECRET",
+        "s\0k\0-\0a\0b\0c\0/\0d\0e\0f\0/\0g\0h\0i\0-\0S\0E\0C\0R\0E\0T\0",
+        "illegal header line: bytearray(b'Authorization Bearer sk-abc/def/ghi-SECRET')",
+    ],
+)
+def test_a_key_that_comes_back_is_withheld_in_any_writing(echo: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_KEY", "sk-abc/def/ghi-SECRET")
+    endpoint = Endpoint(EndpointConfig(url="http://127.0.0.1:1/v1", key_env="SOME_KEY"), "m")
+    assert "SECRET" not in endpoint._without_key(echo).replace("\0", "")
+    assert endpoint._without_key("the server is busy") == "the server is busy"
+
+
+@pytest.mark.parametrize(
+    ("text", "thinking", "rest"),
+    [
+        ("<think>a</think>b", "a", "b"),
+        ("a</think>b", "a", "b"),
+        ("\n <think>a", "a", ""),
+        ('{"x": "</think>"}', "", '{"x": "</think>"}'),
+        ("b", "", "b"),
+        ("<think></think>\n\nb", "", "\n\nb"),
+    ],
+)
+def test_thinking_before_the_answer(text: str, thinking: str, rest: str) -> None:
+    assert _parted(text) == (thinking, rest)
+
+
+def test_a_flood_of_whitespace_is_read_at_once() -> None:
+    began = time.process_time()
+    assert _parted("\n" * 1_000_000 + "<think>" + " " * 1_000_000) == ("", "")
+    assert time.process_time() - began < 2
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"logprobs": {"content": [{"token": "x", "logprob": 10**400}]}},
+        {"logprobs": {"content": [{"token": "x", "logprob": -1, "bytes": 10**30}]}},
+        {"logprobs": {"content": [{"token": "x", "logprob": -1, "bytes": 6 * 10**9}]}},
+    ],
+)
+def test_absurd_numbers_cost_one_reply_at_most(message: dict[str, Any]) -> None:
+    answer = completion("x")
+    answer["choices"][0].update(message)
+    body = json.dumps(answer).encode()
+    with contextlib.suppress(ProviderError):
+        assert reply_of(body, ask("hello", 2)).text == "x"
+
+
+def test_half_a_character_in_a_models_name() -> None:
+    answer = {**completion("x"), "model": "m-1\ud800"}
+    assert reply_of(json.dumps(answer).encode(), ask("hello")).model.startswith("m-1")
+
+
+def test_what_a_useless_reply_took_is_told(hostile: Hostile) -> None:
+    for act in ("null", "choices", "other"):
+        with pytest.raises(ProviderError) as caught:
+            complete(hostile.url, f"do: {act}")
+        assert (caught.value.usage.prompt_tokens, caught.value.usage.completion_tokens) == (7, 3)
+
+
+def test_one_reply_without_logprobs_among_others_is_one_failure(hostile: Hostile) -> None:
+    async def main() -> None:
+        endpoint = Endpoint(EndpointConfig(url=hostile.url), "m")
+        await endpoint.complete(ask("do: logprobs", 0))
+        with pytest.raises(ProviderError) as caught:
+            await endpoint.complete(ask("do: ok", 0))
+        assert caught.value.retryable
+        assert caught.value.ends is None
+        await endpoint.close()
+
+    asyncio.run(main())
+
+
+def test_a_late_second_answer_is_never_the_next_ones(hostile: Hostile) -> None:
+    async def main() -> list[str]:
+        endpoint = Endpoint(EndpointConfig(url=hostile.url, timeout=2), "m")
+        said = [
+            (await endpoint.complete(ask(f"question {n} do: {'late' if n == 1 else 'echo'}"))).text for n in range(9)
+        ]
+        await endpoint.close()
+        return said
+
+    assert [text.partition(" do:")[0] for text in asyncio.run(main())] == [f"question {n}" for n in range(9)]

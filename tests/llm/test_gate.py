@@ -1,6 +1,8 @@
 """How sends are spread over endpoints and keys, and over a minute."""
 
 import asyncio
+import socket
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from preceptor.core.errors import UserError
 from preceptor.core.records import Reply, Usage
 from preceptor.llm import gate
 from preceptor.llm.completer import Completer
@@ -162,3 +165,47 @@ def test_no_send_before_an_announced_limit_is_renewed(hostile: Hostile, tmp_path
     asyncio.run(main())
     assert len(results) == 2
     assert time.monotonic() - begin >= 0.6  # each `used` announces 300 ms
+
+
+def test_a_key_that_is_refused_leaves_its_work_to_the_others(
+    hostile: Hostile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEY_A", "sk-planted-a")
+    monkeypatch.setenv("KEY_B", "sk-refused-b")
+    hostile.refused = "sk-refused-b"
+    results = label([{"url": hostile.url, "key_env": ["KEY_A", "KEY_B"]}], tmp_path / "l.db", 60)
+    assert list(results.values()) == [[ANSWER]] * 60
+    monkeypatch.setenv("KEY_A", "sk-refused-b")
+    with pytest.raises(UserError, match="refuses the key"):
+        label([{"url": hostile.url, "key_env": ["KEY_A", "KEY_B"]}], tmp_path / "other.db", 60)
+
+
+def test_a_server_that_is_gone_for_a_while_loses_nothing(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    results: dict[str, Any] = {}
+
+    async def main() -> None:
+        spread = lanes([EndpointConfig(url=f"http://127.0.0.1:{port}/v1")], "m", [f"http://127.0.0.1:{port}/v1"])
+        with Ledger(tmp_path / "l.db") as book:
+            talks = ((str(n), talk(f"case {n}")) for n in range(30))
+            await run(talks, spread, book, 2, results.__setitem__)
+        await spread[0].close()
+
+    def serve() -> None:
+        with Hostile(delay=0.05, port=port) as first:
+            while len(first.bodies) < 8:
+                time.sleep(0.01)
+            first.hang_up()
+        time.sleep(2)
+        with Hostile(port=port):
+            while len(results) < 30:
+                time.sleep(0.05)
+
+    server = threading.Thread(target=serve)
+    server.start()
+    time.sleep(0.3)
+    asyncio.run(main())
+    server.join()
+    assert list(results.values()) == [[ANSWER]] * 30

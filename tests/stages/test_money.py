@@ -105,3 +105,33 @@ def test_terms_that_forbid_distillation_are_held(folder: Path, command, monkeypa
     Path("r.yaml").write_text(json.dumps(text))
     code, _, err = command("label", "r.yaml")
     assert (code, "can't be reached" in " ".join(err.split())) == (1, True), err
+
+
+def test_what_failed_is_tried_again_and_that_alone(folder: Path, hostile: Hostile, command) -> None:
+    acts = {0: "length", 1: "400", 2: "refusal, ok", 3: "ok"}
+    cases = [
+        Case(id=f"c{n}", text=f"Case {n}.\ndo: {act}", language="en", source="s", group=f"g{n}")
+        for n, act in acts.items()
+    ]
+    write_records(folder / "train.jsonl", cases)
+    recipe(hostile, None)
+    code, out, _ = command("label", "r.yaml")
+    assert code == 0
+    assert "3 failed" in out
+    assert "--retry" in out
+    sent = len(hostile.bodies)
+    assert command("label", "r.yaml")[0] == 0
+    assert len(hostile.bodies) == sent  # without the word nothing is asked again
+    code, out, err = command("label", "r.yaml", "--retry", "label.max_tokens=999")
+    assert code == 0, err
+    assert "3 that failed are tried again" in " ".join(err.split())
+    assert len(hostile.bodies) == sent + 3
+    assert {body["max_tokens"] for body in hostile.bodies[sent:]} == {999}
+    predictions = list(read_records(Path("runs/r/label/predictions.jsonl"), Prediction))
+    assert [(p.case_id, p.output is not None) for p in predictions] == [
+        ("c0", False),
+        ("c1", False),
+        ("c2", True),
+        ("c3", True),
+    ]
+    assert len(list(read_records(Path("runs/r/label/failed.jsonl"), Prediction))) == 3
