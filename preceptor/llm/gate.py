@@ -4,14 +4,14 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from math import inf
 
 from preceptor.core.records import Reply, Request
 from preceptor.llm.completer import Completer
 
-_MINUTE = 60.0
+MINUTE = 60.0
 _BYTES = 3
 """Of a prompt to a token, for limits a minute: about a Chinese character, and less than English takes."""
 
@@ -39,15 +39,20 @@ class Lane:
         if self.retired or self.busy >= int(self._limit):
             return inf
         now = time.monotonic()
-        while self._sent and self._sent[0][0] <= now - _MINUTE:
+        while self._sent and self._sent[0][0] <= now - MINUTE:
             self._sent.popleft()
         wait = max(self._until, self.completer.resume_at) - now
-        first = self._sent[0][0] + _MINUTE - now if self._sent else 0.0
+        first = self._sent[0][0] + MINUTE - now if self._sent else 0.0
         if self.completer.rpm and len(self._sent) >= self.completer.rpm:
             wait = max(wait, first)
         if self.completer.tpm and sum(tokens for _, tokens in self._sent) + self._tokens(request) > self.completer.tpm:
             wait = max(wait, first)
         return max(0.0, wait)
+
+    def recall(self, sends: Iterable[tuple[float, int]]) -> None:
+        """Count sends of the last minute that were made before this process, oldest first: seconds ago, and tokens."""
+        now = time.monotonic()
+        self._sent.extend([now - ago, float(tokens)] for ago, tokens in sends)
 
     def enter(self, request: Request) -> list[float]:
         """Count a send; its entry among those of the last minute."""
@@ -86,6 +91,11 @@ class Gate:
         self._lanes = [Lane(completer, top) for completer in completers]
         self._top = top
         self._changed = asyncio.Event()
+
+    def recall(self, sends: Sequence[tuple[float, int]]) -> None:
+        """The same for all lanes, which shared them."""
+        for number, lane in enumerate(self._lanes):
+            lane.recall(sends[number :: len(self._lanes)])
 
     def retire(self, lane: Lane) -> bool:
         """Send no more over a lane; False if it is the last one."""

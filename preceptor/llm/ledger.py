@@ -34,14 +34,6 @@ _R = TypeVar("_R")
 _OUTCOMES = f"SELECT {rows.COLUMNS} FROM outcomes"  # noqa: S608  our own names
 _WINDOW, _LATEST = 300_000, 5_000
 """The rate is that of the last milliseconds, within the last sends."""
-_MEND = {
-    "SQLITE_FULL": "the disk is full: free some space and run it again; replies stored so far are kept",
-    "SQLITE_IOERR": "the disk failed or is full: check it and run it again; replies stored so far are kept",
-    "SQLITE_READONLY": "it can't be written: check its permissions, or name another place",
-    "SQLITE_CANTOPEN": "it can't be opened: check that its folder exists and can be written",
-    "SQLITE_BUSY": "another process has held it for a minute: end that one, or name another ledger",
-    "SQLITE_CORRUPT": "it is damaged: run `preceptor ledger mend`",
-}
 
 
 class CapError(WorkError):
@@ -222,6 +214,18 @@ class Ledger:
             unpriced=unpriced,
         )
 
+    def recent(self, endpoint: str, seconds: float) -> list[tuple[float, int]]:
+        """How long ago, in seconds, sends to an endpoint ended or began of late, and the tokens that each took."""
+        now = _now()
+        query = (
+            "SELECT at, prompt + completion FROM outcomes JOIN origins ON origin = origins.id"
+            " WHERE outcomes.id > (SELECT MAX(id) FROM outcomes) - ?1 AND at > ?2 AND endpoint = ?3"
+            " UNION ALL SELECT at, 0 FROM intents JOIN origins ON origin = origins.id WHERE at > ?2 AND endpoint = ?3"
+        )
+        bounds = (_LATEST, now - seconds * 1_000, endpoint)
+        found = self._submit(lambda: self._db.execute(query, bounds).fetchall()).result()
+        return sorted(((now - at) / 1_000, tokens) for at, tokens in found)[::-1]
+
     def rate(self, run: str) -> float:
         """Replies to a run a minute, of late."""
         now = _now()
@@ -259,17 +263,20 @@ class Ledger:
         if self._cap is None:
             return
         amount, currency = self._cap
+        cant = f"teacher.cap: {amount:g} {currency} can't be held, as"
         if reserve is None or reserve.currency != currency:
             known = f"the price is in {reserve.currency}" if reserve else "the price is not known"
-            advice = "give it in the endpoint's `price`, or take the cap away"
-            raise UserError(f"teacher.cap: {amount:g} {currency} can't be held, as {known}: {advice}")
-        recipe = self._run.partition("/")[0]
-        spent, possible = self._db.execute(
-            "SELECT CAST(TOTAL(spent) AS INTEGER), CAST(TOTAL(possible) AS INTEGER)"
-            " FROM accounts JOIN origins ON origin = id"
-            " WHERE (run = ?1 OR run >= ?1 || '/' AND run < ?1 || '0') AND currency = ?2",  # '0' follows '/'
-            (recipe, currency),
-        ).fetchone()
+            raise UserError(f"{cant} {known}: give it in the endpoint's `price`, or take the cap away")
+        found = self._db.execute(
+            "SELECT currency, CAST(TOTAL(spent) AS INTEGER), CAST(TOTAL(possible) AS INTEGER) FROM accounts"
+            " JOIN origins ON origin = id WHERE run = ?1 OR run >= ?1 || '/' AND run < ?1 || '0' GROUP BY currency",
+            (self._run.partition("/")[0],),  # '0' follows '/'
+        )
+        sums = {name: most for name, *most in found if any(most)}
+        spent, possible = sums.pop(currency, (0, 0))
+        for other, most in sums.items():
+            told = f"{_told(sum(most))} {other} is or may be spent on this recipe"
+            raise UserError(f"{cant} {told}: give the price in {other}, or take the cap away")
         if spent + possible + (_nano(reserve) or 0) > round(amount * rows.NANO):
             also = f", {_told(possible)} more may be (in flight, or of unknown cost)" if possible else ""
             raise CapError(
@@ -315,12 +322,9 @@ class Ledger:
             raise
 
     def _unclaim(self, future: "Future[Any]") -> None:
-        if future.exception() or not isinstance(claim := future.result(), Claim):
-            return
-        if threading.current_thread() is self._writer:  # it may be the last thing that it does
-            self._withdraw(claim)
-        else:
-            self.withdraw(claim)
+        if not future.exception() and isinstance(claim := future.result(), Claim):
+            here = threading.current_thread() is self._writer  # it may be the last thing that it does
+            (self._withdraw if here else self.withdraw)(claim)
 
     def _write(self) -> None:
         """The writer thread: one transaction for all that has gathered."""
@@ -379,7 +383,7 @@ class Ledger:
         if isinstance(error, WorkError):
             return error
         name = "_".join(getattr(error, "sqlite_errorname", "").split("_")[:2])
-        return WorkError(f"ledger {self.path}: {_MEND.get(name, f'{error}: check its folder and disk')}")
+        return WorkError(f"ledger {self.path}: {ledger_file.MEND.get(name, f'{error}: check its folder and disk')}")
 
 
 def _now() -> int:

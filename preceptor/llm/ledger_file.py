@@ -24,6 +24,15 @@ _COLUMNS = ["request", "attempt", "run", "endpoint", "model", "at", "owner", "ki
 _INTENT, _OUTCOME = 8, 14
 """Columns of the tables."""
 DAMAGED, EARLIER, _MENDED = "damaged", "earlier", "mended"
+MEND = {
+    "SQLITE_FULL": "the disk is full: free some space and run it again; replies stored so far are kept",
+    "SQLITE_IOERR": "the disk failed or is full: check it and run it again; replies stored so far are kept",
+    "SQLITE_READONLY": "it can't be written: check its permissions, or name another place",
+    "SQLITE_CANTOPEN": "it can't be opened: check that its folder exists and can be written",
+    "SQLITE_BUSY": "another process has held it for a minute: end that one, or name another ledger",
+    "SQLITE_CORRUPT": "it is damaged: run `preceptor ledger mend`",
+}
+"""What SQLite says, and what to do about it."""
 log = logging.getLogger(__name__)
 
 

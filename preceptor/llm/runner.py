@@ -24,7 +24,7 @@ from preceptor.core.errors import UserError, WorkError
 from preceptor.core.money import Money
 from preceptor.core.records import Failure, Reply, Request, UnansweredError
 from preceptor.llm.completer import Completer, ProviderError
-from preceptor.llm.gate import Gate, Lane
+from preceptor.llm.gate import MINUTE, Gate, Lane
 from preceptor.llm.ledger import Busy, CapError, Claim, Ledger, request_key
 
 T = TypeVar("T")
@@ -89,6 +89,8 @@ class _Runner(Generic[K, T]):
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
+        if self._ledger and any(lane.rpm or lane.tpm for lane in self._completers):
+            self._gate.recall(self._ledger.recent(self._completers[0].name, MINUTE))
         # A few more workers than sends: they commit intents and replies while others' are on their way.
         count = self._concurrency + self._concurrency // 4 + 1
         self._workers = {loop.create_task(self._work()) for _ in range(count)}

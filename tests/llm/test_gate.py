@@ -209,3 +209,19 @@ def test_a_server_that_is_gone_for_a_while_loses_nothing(tmp_path: Path) -> None
     asyncio.run(main())
     server.join()
     assert list(results.values()) == [[ANSWER]] * 30
+
+
+def test_a_limit_a_minute_outlives_the_process(hostile: Hostile, tmp_path: Path) -> None:
+    """A run that begins where another ended has the same minute."""
+
+    async def main(count: int) -> None:
+        spread = lanes([EndpointConfig(url=hostile.url, rpm=8)], "m", [hostile.url])
+        with Ledger(tmp_path / "l.db") as book:
+            talks = ((str(n), talk(f"case {count} {n}")) for n in range(count))
+            await asyncio.wait_for(run(talks, spread, book, 4, lambda *_: None), 1.5)
+        await spread[0].close()
+
+    asyncio.run(main(6))
+    with pytest.raises(TimeoutError):
+        asyncio.run(main(5))
+    assert len(hostile.bodies) == 8

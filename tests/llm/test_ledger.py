@@ -275,6 +275,27 @@ def test_a_cap_that_cant_be_held_is_refused(tmp_path: Path, reserve: Money | Non
         assert ledger.summary().requests == 0
 
 
+@pytest.mark.parametrize("outcome", [REPLY, None])
+def test_a_cap_is_not_forgotten_when_the_currency_changes(tmp_path: Path, outcome: Reply | None) -> None:
+    path = tmp_path / "l.db"
+    for run, cost in (("r/label", Money(4.06, "USD")), ("r/judge", Money(0, "GBP")), ("other/label", Money(9, "GBP"))):
+        with Ledger(path, run) as ledger:
+            buy(ledger, run, cost, cost if outcome else None, outcome)
+    with Ledger(path, "r/label", Money(5, "EUR")) as ledger:
+        with pytest.raises(UserError) as caught:
+            claim_for(ledger, Money(1, "EUR"))
+        assert str(caught.value) == (
+            "teacher.cap: 5 EUR can't be held, as 4.06 USD is or may be spent on this recipe: give the price in USD, "
+            "or take the cap away"
+        )
+        assert ledger.summary("r/label").requests == 1, "nothing was written for the refused one"
+        if outcome:
+            assert isinstance(claim_for(ledger, Money(1, "EUR"), "r/label"), Reply), "a stored reply costs nothing"
+    for run, cap in (("r/label", Money(5.06, "USD")), ("s/label", Money(1, "EUR"))):
+        with Ledger(path, run, cap) as ledger:
+            assert isinstance(claim_for(ledger, Money(1, cap.currency), run + " more"), Claim)
+
+
 def test_a_refusal_disturbs_no_other_of_its_commit(tmp_path: Path) -> None:
     async def main(ledger: Ledger) -> list[Any]:
         keys = [request_key("e", "m", ask(str(n))) for n in range(20)]

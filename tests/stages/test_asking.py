@@ -80,9 +80,10 @@ def test_the_account_in_words(tmp_path):
     for agreement in (1.0, 0.5, None):
         account.add(prediction(1, output=Diagnosis(diseases=("flu",)), agreement=agreement, revised=True))
     account.add(prediction(2, corrected=True))
-    first, second = account.lines()
+    first, second, third = account.lines()
     told = "3 of 4 answered, 0 abstained, 1 failed (1 unparsed); 1 corrected, 3 revised; agreement 0.75; tokens 0 in"
     assert (first, second) == (f"{told}, 0 out", "the endpoint said it was a-1, b 2")
+    assert third == "the same command with --retry asks the failed ones again, and them alone"
 
 
 def test_an_endpoint_with_a_name_for_each_reply_does_not_fill_the_disk(tmp_path):

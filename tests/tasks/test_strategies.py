@@ -5,7 +5,17 @@ import json
 import pytest
 
 from preceptor.core.errors import UserError
-from preceptor.core.records import Consultation, Diagnosis, Failure, FailureKind, Message, Sampling, Token, Usage
+from preceptor.core.records import (
+    Consultation,
+    Diagnosis,
+    Failure,
+    FailureKind,
+    Message,
+    Sampling,
+    Token,
+    UnansweredError,
+    Usage,
+)
 from preceptor.tasks import prompts
 from preceptor.tasks.examples import Examples
 from preceptor.tasks.strategies import (
@@ -329,3 +339,25 @@ def test_a_conversation_that_a_failure_ends_tells_what_was_sent():
     sent = (Message(role="user", content="x"),)
     made = failed(case(), asking(sample=3), failure, sent)
     assert (made.failure, made.prompt_sha, made.sample) == (failure, prompts.prompt_sha(sent), 3)
+
+
+def test_a_lost_sample_costs_a_vote_and_no_case():
+    talk = self_consistency(case(), asking(votes=3, sampling=Sampling(temperature=1.0)))
+    next(talk)
+    talk.send(reply(FLU))
+    talk.throw(UnansweredError(Failure(kind=FailureKind.PROVIDER, detail="500")))
+    with pytest.raises(StopIteration) as end:
+        talk.send(reply(FLU))
+    prediction = end.value.value
+    assert bare(prediction.output) == GOOD
+    assert prediction.agreement == pytest.approx(2 / 3)
+    assert prediction.usage == USAGE + USAGE
+
+
+def test_where_all_samples_are_lost_the_last_failure_is_the_answers():
+    talk = self_consistency(case(), asking(votes=2, sampling=Sampling(temperature=1.0)))
+    next(talk)
+    talk.throw(UnansweredError(Failure(kind=FailureKind.PROVIDER, detail="500")))
+    with pytest.raises(StopIteration) as end:
+        talk.throw(UnansweredError(Failure(kind=FailureKind.TIMEOUT, detail="gone")))
+    assert end.value.value.failure == Failure(kind=FailureKind.TIMEOUT, detail="gone")
