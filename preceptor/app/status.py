@@ -75,11 +75,15 @@ def _brief(metrics: dict[str, Any]) -> str:
     parts = []
     for key, value in metrics.items():
         if isinstance(value, dict):
-            inner = ", ".join(f"{k} {v}" for k, v in value.items() if isinstance(v, (int, float)) and v)
+            inner = ", ".join(f"{k} {_figure(v)}" for k, v in value.items() if isinstance(v, (int, float)) and v)
             parts += [f"{key}: {inner}"] if inner else []
         elif isinstance(value, (int, float, str)):
-            parts.append(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}")
+            parts.append(f"{key} {_figure(value)}")
     return "; ".join(parts)
+
+
+def _figure(value: float | str) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else f"{value}"
 
 
 def _is_locked(section: Path) -> bool:
@@ -96,7 +100,8 @@ def _is_locked(section: Path) -> bool:
 def _asked(run: Path, ledger: Ledger) -> Iterator[Table]:
     """What models were asked for a run: the counts of each section, then its failures, money and time."""
     counts, notes = (Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)) for _ in range(2))
-    counts.title, counts.title_justify = "asked of models", "left"
+    counts.title = "asked of models, counted in sends: a case tried twice counts twice"
+    counts.title_justify = "left"
     counts.add_column("section", overflow="fold")
     for column in ("requests", "replies", "failures", "tokens in", "cached", "tokens out"):
         counts.add_column(column, justify="right", no_wrap=True)
@@ -117,7 +122,7 @@ def _asked(run: Path, ledger: Ledger) -> Iterator[Table]:
 
 def _told(folder: Path, account: Summary, ledger: Ledger) -> Iterator[str]:
     if account.failures:
-        yield "failed: " + ", ".join(f"{kind} {count:,}" for kind, count in account.failures.items())
+        yield "failed sends: " + ", ".join(f"{kind} {count:,}" for kind, count in account.failures.items())
     running = _is_locked(folder)
     if open_ := account.requests - account.replies - sum(account.failures.values()):
         yield f"{open_:,} in flight" if running else f"{open_:,} without an outcome: in flight at a stop"

@@ -79,11 +79,14 @@ class Summary:
     """What the exact answerer reaches, by column."""
 
 
-def summarise(evaluation: Evaluation, words: Words, student: str = "") -> Summary:
-    """Table and sentence. `student` names the model that the sentence is about; else it is found."""
+def summarise(evaluation: Evaluation, words: Words, about: str = "", trained: str = "") -> Summary:
+    """Table and sentence. `about` names the model that the sentence is about; else it is found.
+
+    The model that was `trained` is the student to the reader; any other goes by its own name.
+    """
     metrics = evaluation.metrics
     names = _ordered(metrics)
-    about = student or find_student(names)
+    about = about or find_student(names)
     known = {name for row in metrics.values() for name in row}
     agreement = [name for name in AGREEMENT if name in known]
     if evaluation.task == "consult":
@@ -95,7 +98,7 @@ def summarise(evaluation: Evaluation, words: Words, student: str = "") -> Summar
     lines = tuple(
         Line(
             name=name,
-            label=_label(name, about, words),
+            label=_label(name, trained, words),
             note=words.note(name),
             cases=metrics[name]["parsed"].n,
             cells=tuple(_cell(column, metrics[name], words) for column in columns),
@@ -104,8 +107,9 @@ def summarise(evaluation: Evaluation, words: Words, student: str = "") -> Summar
     )
     limit = metrics.get(EXACT, {})
     headline = _advice if evaluation.task == "consult" else _headline
-    label = _label(about, about, words)
-    model = f"The {label[0].lower()}{label[1:]}" if words.language == "en" and label else label
+    label = _label(about, trained, words)
+    ours = words.language == "en" and label != about  # a name that a user gave stays as it is
+    model = f"The {label[0].lower()}{label[1:]}" if ours else label
     told = headline(metrics.get(about, {}), model, words)
     return Summary(
         headline=told + words("stop"),
@@ -154,11 +158,6 @@ def _range(figure: Estimate) -> str:
     return f"{100 * figure.low:.0f}–{100 * figure.high:.0f}"
 
 
-def _role(name: str, student: str) -> str:
-    """What a model is to the reader: the one that the page is about is the student, whatever its name."""
-    return "student" if name == student and name not in (BASE, TEACHER, *YARDSTICKS) else name
-
-
 def _advice(row: dict[str, Estimate], model: str, words: Words) -> str:
     """What matters of advice: whether it sends those who must go, and prescribes to none."""
     said = {name: row.get(name) for name in ("urgent_recall", "over_triage", "risky_prescription", "severe_miss")}
@@ -173,10 +172,10 @@ def _advice(row: dict[str, Estimate], model: str, words: Words) -> str:
     return told or words("failing" if row else "nothing", model=model)
 
 
-def _label(name: str, about: str, words: Words) -> str:
-    """What a model is called: the one that the page is about is the student, and keeps a name of its own."""
-    role = _role(name, about)
-    return words.model(role) if role == name else f"{words.model(role)} ({name})"
+def _label(name: str, trained: str, words: Words) -> str:
+    """What a model is called: the one that was trained is the student, and keeps a name of its own."""
+    own = words.model(name)
+    return f"{words.model('student')} ({name})" if name and name == trained == own else own
 
 
 def _headline(row: dict[str, Estimate], model: str, words: Words) -> str:

@@ -8,6 +8,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from pydantic import field_validator
+
 from preceptor.core.errors import UserError, WorkError
 from preceptor.core.records import Case, Diagnosis, Language, Message, Pair, Prediction, Record, Row
 from preceptor.data.splits import family_key
@@ -15,11 +17,23 @@ from preceptor.stages.base import Context, Need, Stage, StageConfig, read_record
 from preceptor.stages.fences import HELD_OUT, TARGET
 from preceptor.stages.review_file import REVIEWER, Verdicts, Writer
 from preceptor.tasks import prompts
-from preceptor.tasks.curation import Choice, Dropped, Graded, Rules, choose, graded, paired, written
+from preceptor.tasks.curation import (
+    FLAGS,
+    KEYS,
+    OUTDONE,
+    REPEATED,
+    Choice,
+    Dropped,
+    Graded,
+    Rules,
+    choose,
+    graded,
+    paired,
+    written,
+)
 
 FILES: dict[type[Record], str] = {Row: "rows.jsonl", Pair: "pairs.jsonl", Dropped: "dropped.jsonl"}
 SHEET, ISSUES, REVIEW, MIX = "review.csv", "issues.jsonl", "review", "mix"
-_FLAGS = ("repaired", "corrected", "revised")
 
 
 class Config(StageConfig, Rules):
@@ -28,12 +42,18 @@ class Config(StageConfig, Rules):
     language: Language = "en"
     prompt: str = "zero_shot"
     """What the student will be asked with."""
-    review: str | None = None
-    """A review.csv with a person's verdicts (keep, drop, edit; 保留, 删除, 修改), as CSV or XLSX."""
+    review: tuple[str, ...] = ()
+    """Files of review.csv with a person's verdicts (keep, drop, edit; 保留, 删除, 修改), as CSV or XLSX. Of two
+    verdicts on one label the later file's counts."""
     mix: tuple[str, ...] = ()
     """Row files of earlier rounds. A case that this round decides takes none of theirs, else the last file's."""
     include_target: bool = False
     """Labels of target cases are learned too: what is trained so is transductive."""
+
+    @field_validator("review", "mix", mode="before")
+    @classmethod
+    def _paths(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else () if value is None else value
 
     def needs(self) -> tuple[Need, ...]:
         """Labels, the cases that they are about, those that may not be learned, and the user's own files."""
@@ -43,7 +63,7 @@ class Config(StageConfig, Rules):
             Need(TARGET, files=("target.jsonl",), required=False),
             *(Need(name, files=(f"{name}.jsonl",), stages=("prepare",), required=False) for name in HELD_OUT),
             *([Need("prompt", paths=(self.prompt,))] if self.prompt.endswith(".txt") else []),
-            *([Need(REVIEW, paths=(self.review,))] if self.review else []),
+            *([Need(REVIEW, paths=self.review)] if self.review else []),
             *([Need(MIX, paths=self.mix)] if self.mix else []),
         )
 
@@ -57,10 +77,17 @@ def run(config: Config, context: Context) -> Mapping[str, Any]:
     prompt = prompts.load(config.task, config.prompt, config.language)
     verdicts = Verdicts(config)
     _check_files(context)
-    if reviewed := context.optional(REVIEW):
+    for reviewed in context.inputs.get(REVIEW, ()):
         verdicts.read(reviewed)
     held = _held_out(config, context)
     cases, labels = _cases(config, context), _Labels(context.inputs["predictions.jsonl"])
+    if config.agreement and labels.answered and not labels.voted:
+        asked = ", ".join(map(str, context.inputs["predictions.jsonl"]))
+        raise UserError(
+            f"{context.section}.agreement: {config.agreement:g} can be held against no label, as none in {asked} says"
+            " how far samples agree: leave it out, or label with a strategy that draws several samples,"
+            " strategy: self_consistency"
+        )
     tally = _Tally()
     with ExitStack() as stack:
         sinks = {
@@ -81,7 +108,7 @@ def run(config: Config, context: Context) -> Mapping[str, Any]:
             put(pairs)
             put(choice.dropped)
             for one in choice.review:
-                sheet.write(case, one)
+                sheet.write(case, one, verdicts.written(one))
         put(_strangers(labels, held, tally))
         put(_mixed(context.inputs.get(MIX, ()), prompt, held, tally))
     verdicts.tell_unmet()
@@ -89,8 +116,7 @@ def run(config: Config, context: Context) -> Mapping[str, Any]:
     for line in tally.told(config, context, verdicts):
         context.say(line)
     if not tally.of["rows"]:
-        wait = f"; {tally.of['review']} wait for a verdict in {context.folder / SHEET}" if tally.of["review"] else ""
-        raise WorkError(f"{context.section}: no label is left to learn; see {context.folder / FILES[Dropped]}{wait}")
+        raise WorkError(tally.nothing(config, context))
     return {
         **tally.of,
         "pairs": {"n": tally.pairs.total(), **tally.pairs},
@@ -107,6 +133,7 @@ class _Tally:
     of: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
     pairs: Counter[str] = field(default_factory=Counter)
+    doubts: Counter[str] = field(default_factory=Counter)
     mixed: Counter[str] = field(default_factory=Counter)
     decided: set[str] = field(default_factory=set)
     """Cases of this round: they have a row, or a person would not have their label."""
@@ -117,18 +144,19 @@ class _Tally:
         self.pairs["by_gold" if case.gold else "by_record"] += len(pairs)
         self.of["labelled_again"] += len({source for source, _ in own}) > 1
         self.dropped.update(one.reason for one in choice.dropped)
+        self.doubts.update(doubt.split()[0] for one in choice.review for doubt in one.doubts)
         if choice.learned or any(one.reason == REVIEWER for one in choice.dropped):
             self.decided.add(case.id)
         for one in choice.learned:
             if isinstance(one.answer, Diagnosis):
                 self.of["abstained" if one.answer.abstained else "named"] += 1
             self.of["trimmed"] += one.trimmed
-            for flag in _FLAGS:
+            for flag in FLAGS:
                 self.of[flag] += getattr(one.label, flag)
 
     def told(self, config: Config, context: Context, verdicts: Verdicts) -> Iterator[str]:
         """The lines for the terminal."""
-        kept = ", ".join(f"{self.of[name]} {name}" for name in ("trimmed", *_FLAGS) if self.of[name])
+        kept = ", ".join(f"{self.of[name]} {name}" for name in ("trimmed", *FLAGS) if self.of[name])
         lost = ", ".join(f"{reason} {count}" for reason, count in self.dropped.most_common()) or "none"
         line = f"{context.section}: {self.of['rows']} rows kept{f' ({kept})' if kept else ''}; dropped: {lost}"
         line += f"; to review: {self.of['review']} ({context.folder / SHEET})" if self.of["review"] else ""
@@ -137,15 +165,34 @@ class _Tally:
         yield line
         if again := self.of["labelled_again"]:
             yield f"{context.section}: {again} cases are labelled in several files; the better label by the grader wins"
-        if verdicts.file:
+        if verdicts.files:
             came = ", ".join(f"{count} {what}" for what, count in verdicts.counts.items()) or "no verdict"
-            yield f"{context.section}: {verdicts.file}: {came}"
+            yield f"{context.section}: {', '.join(verdicts.files)}: {came}"
         if issues := verdicts.issues:
             first = f"{issues[0].file}:{issues[0].line}: {issues[0].problem}"
-            yield f"{context.section}: {len(issues)} of its rows need mending ({context.folder / ISSUES}): {first}"
+            wrong = len({(issue.file, issue.line) for issue in issues})
+            yield f"{context.section}: {wrong} reviewed rows need mending ({context.folder / ISSUES}): {first}"
         if config.mix:
             told = ", ".join(f"{count} {what}" for what, count in self.mixed.items()) or "no rows"
             yield f"{context.section}: of earlier rounds: {told}"
+
+    def nothing(self, config: Config, context: Context) -> str:
+        """Why there is no row, and the way on."""
+        line = f"{context.section}: no label is left to learn"
+        causes = self.dropped + self.doubts
+        for follows in (OUTDONE, REPEATED):  # from what became of the case's other labels
+            del causes[follows]
+        for word, count in causes.most_common(1):
+            key = f", by {context.section}.{KEYS[word]}" if word in KEYS else ""
+            line += f"; the commonest reason is {word} ({count} of {self.of['labels']} labels{key})"
+        if self.dropped:
+            line += f"; see {context.folder / FILES[Dropped]}"
+        if waiting := self.of["review"]:
+            key, copy = f"{context.section}.review=", "COPY.csv"
+            named = f"'{key}[{','.join((*config.review, copy))}]'" if config.review else f"{key}{copy}"
+            line += f"; {waiting} wait for a person: write the verdicts into a copy of {context.folder / SHEET}"
+            line += f" and name it: {named}"
+        return line
 
 
 class _Labels:
@@ -158,13 +205,15 @@ class _Labels:
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths = paths
         self._places: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
-        self.count = 0
+        self.count = self.answered = self.voted = 0
         for source, path in enumerate(paths):
             with path.open("rb") as lines:
                 starts = accumulate(map(len, lines), initial=0)
                 for label, start in zip(read_records(path, Prediction), starts, strict=False):
                     self._places[label.case_id].append((source, start))
                     self.count += 1
+                    self.answered += label.output is not None
+                    self.voted += label.agreement is not None
 
     def take(self, case_id: str) -> list[tuple[int, Prediction]]:
         """The labels of a case that were not taken before, with their files' numbers; no two have one sample number."""

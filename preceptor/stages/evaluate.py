@@ -116,7 +116,7 @@ def run(config: Config, context: Context) -> Mapping[str, Any]:
         raise UserError(
             f"{context.section}.about: no model {config.about!r}{nearest(config.about, evaluation.metrics)}"
         )
-    summary = summarise(evaluation, words, config.about)
+    summary = summarise(evaluation, words, config.about, _trained(context))
     said = [p for p in predictions() if p.model == summary.student]
     diagnosed = [p for p in said if config.task == "diagnosis"]
     shown = page.collect(evaluator.cases, page.chosen(evaluation.ranking[summary.student]), diagnosed, namer)
@@ -148,6 +148,12 @@ def run(config: Config, context: Context) -> Mapping[str, Any]:
 def _yardsticks(rows: Path | None, cases: Sequence[Case]) -> Iterator[Prediction]:
     labels = list(labelled(read_records(rows, Row))) if rows else []
     return chain(commonest(labels, cases), BagOfWords(labels).predict(cases), exact(cases))
+
+
+def _trained(context: Context) -> str:
+    """The last section that trained, by whose name its model may go; empty if none did."""
+    curve = context.optional("curve.jsonl")
+    return curve.parent.name if curve else ""
 
 
 def _losses(path: Path | None) -> list[tuple[int, float]]:

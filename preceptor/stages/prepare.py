@@ -15,6 +15,7 @@ from preceptor.clinical.textbook.sampler import draw
 from preceptor.core.errors import UserError, WorkError
 from preceptor.core.records import Case, Issue, Language, Task
 from preceptor.data import hub, redteam
+from preceptor.data.copies import SHORT
 from preceptor.data.files import Ids
 from preceptor.data.sections import boilerplate, stripped, unknown, variants
 from preceptor.data.similar import Groups, families
@@ -33,8 +34,6 @@ from preceptor.stages.base import (
 from preceptor.stages.gather import AUTO, Rows, cases
 
 TEXTBOOK = "textbook"
-SHORT = 20
-"""Among fewer characters, one that differs may make another patient: such texts are copies only if they are equal."""
 MOST = 100_000
 """Texts that are compared each with each: the time grows with their square."""
 

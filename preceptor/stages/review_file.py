@@ -6,7 +6,7 @@ What a spreadsheet would run, or take for a number or a date, gets a ' before it
 import csv
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any, Literal, Self
 from preceptor.core.errors import UserError
 from preceptor.core.records import Case, Consultation, Diagnosis, Issue, Prediction
 from preceptor.core.text import normalise
+from preceptor.data.decode import LONGEST
 from preceptor.data.rows import BadRow, rows
 from preceptor.tasks import diagnosis
 from preceptor.tasks.curation import Dropped, Graded, Rules, graded
@@ -25,7 +26,10 @@ REVIEWER = "reviewer"
 KEEP, DROP, EDIT = "keep", "drop", "edit"
 VERDICTS = {KEEP: KEEP, DROP: DROP, EDIT: EDIT, "保留": KEEP, "删除": DROP, "修改": EDIT}
 _LONGEST = 32_000
-"""Characters of a cell; a spreadsheet cuts it at 32,767, and what was cut is not what was edited."""
+"""Characters of a cell that is written; a spreadsheet cuts it at `_CELL`, and what was cut is not what was edited."""
+_CELL = 32_767
+_DIGITS = 18
+"""Of a sample's number."""
 _HARMFUL = re.compile(
     r"['=+\-@\t\r\n＝＋－＠].*"  # the wide ones run too
     r"|(?!(?:0|[1-9]\d{0,10})$)[\d\s.,:/eE-]+"
@@ -65,13 +69,14 @@ class Writer:
         beside = ("agreement", "why", "verdict", "note")
         self._sheet.writerow(("case_id", "sample", "text", *self._columns, *beside))
 
-    def write(self, case: Case, one: Graded) -> None:
-        """Add a label in doubt."""
-        cells = _cells(one)
+    def write(self, case: Case, one: Graded, said: Mapping[str, str]) -> None:
+        """Add a label in doubt, with what a person has written about it before."""
+        cells = {**_cells(one), "verdict": "", "note": "", **said}
         agreement = "" if one.label.agreement is None else f"{one.label.agreement:.2f}"
         shown = (case.text, *(cells[name] for name in self._columns))
-        told = (agreement, guarded("; ".join(one.doubts)), "", "")
-        self._sheet.writerow((guarded(case.id), one.label.sample, *(guarded(text[:_LONGEST]) for text in shown), *told))
+        told = ("; ".join(one.doubts), cells["verdict"], cells["note"])
+        first, last = (tuple(guarded(text[:_LONGEST]) for text in part) for part in (shown, told))
+        self._sheet.writerow((guarded(case.id), one.label.sample, *first, agreement, *last))
 
     def __enter__(self) -> Self:
         return self
@@ -84,21 +89,28 @@ class Writer:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a person decided of one label."""
+    """What a person wrote about one label."""
 
+    file: str
     line: int
-    word: str
-    """Empty where there is none yet."""
     cells: Mapping[str, str]
+
+    @property
+    def said(self) -> str:
+        """The verdict as it was written; empty where there is none yet."""
+        return normalise(self.cells["verdict"]).strip()
 
 
 @dataclass
 class Verdicts:
-    """The verdicts of a file, by case and sample, and what can't be used of it."""
+    """The verdicts of files, by case and sample, and what can't be used of them.
+
+    Where several rows are about one label, the last that has a verdict counts.
+    """
 
     rules: Rules
-    file: str = ""
-    given: dict[tuple[str, int], Verdict] = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)
+    given: defaultdict[tuple[str, int], list[Verdict]] = field(default_factory=lambda: defaultdict(list))
     issues: list[Issue] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     """Rows by what came of them: kept, edited, dropped, refused (no rule may lift what it breaks), undecided."""
@@ -110,76 +122,103 @@ class Verdicts:
         Raises:
             UserError: it lacks a column that the stage wrote.
         """
-        self.file = str(path)
+        self.files.append(str(path))
         wanted = ("case_id", "sample", *columns(self.rules), "verdict")
-        for line, row in rows(path):
-            try:
-                if isinstance(row, BadRow):
-                    raise row
-                named = {normalise(name): value for name, value in row.items()}
-                if absent := [name for name in wanted if name not in named]:
-                    raise UserError(
-                        f"{path}: no column {absent[0]!r} among {', '.join(named)[:200]}: "
-                        "edit the review.csv that curate wrote, and keep its columns"
-                    )
-                self._add(line, {name: plain(named.get(name)) for name in (*wanted, "note")})
-            except BadRow as error:
-                self._tell(line, error.field, error.reason, "dropped")
+        before = csv.field_size_limit(LONGEST)  # by default a long cell breaks its row, and those after it
+        try:
+            for line, row in rows(path):
+                try:
+                    if isinstance(row, BadRow):
+                        raise row
+                    named = {normalise(name): value for name, value in row.items()}
+                    if absent := [name for name in wanted if name not in named]:
+                        raise UserError(
+                            f"{path}: no column {absent[0]!r} among {', '.join(named)[:200]}: "
+                            "edit the review.csv that curate wrote, and keep its columns"
+                        )
+                    self._add(Verdict(str(path), line, {name: plain(named.get(name)) for name in (*wanted, "note")}))
+                except BadRow as error:
+                    self._tell(str(path), line, error.field, error.reason)
+        finally:
+            csv.field_size_limit(before)
 
-    def _add(self, line: int, said: Mapping[str, str]) -> None:
-        word = normalise(said["verdict"]).strip()
-        if not word:
-            self.counts["undecided"] += 1
-        elif word not in VERDICTS:
-            raise BadRow("verdict", f"{said['verdict']!r} is none of {', '.join(VERDICTS)}")
-        if not said["sample"].strip().isdecimal():
-            raise BadRow("sample", f"{said['sample']!r} is no number: leave it as it was written")
-        key = said["case_id"].strip(), int(said["sample"])
-        if key in self.given:
-            raise BadRow("case_id", f"the verdict on this label in line {self.given[key].line} stands")
-        self.given[key] = Verdict(line, VERDICTS.get(word, ""), said)
+    def _add(self, verdict: Verdict) -> None:
+        for name, cell in verdict.cells.items():
+            if len(cell) > _CELL:
+                raise BadRow(name, f"{len(cell)} characters, where a cell holds {_CELL}: shorten it")
+        case_id, sample = (verdict.cells[name].strip() for name in ("case_id", "sample"))
+        if not sample.isdecimal() or len(sample) > _DIGITS:
+            raise BadRow("sample", f"{sample[:40]!r} is no sample's number: leave it as it was written")
+        given = self.given[case_id, int(sample)]
+        if other := next((other for other in given if other.file == verdict.file and other.said), None):
+            raise BadRow("case_id", f"the verdict on this label in line {other.line} stands")
+        given.append(verdict)
 
     def follow(self, one: Graded, case: Case) -> Graded | Dropped:
         """What a label is once a person has decided; itself where none has."""
-        key = one.label.case_id.strip(), one.label.sample
-        verdict = self.given.get(key)
-        if verdict is None:
-            return one
-        self._met.add(key)
-        if verdict.word == DROP:
+        given = self.given.get(_key(one), [])
+        self._met.add(_key(one))
+        for verdict in reversed(given):
+            try:
+                if verdict.said:
+                    return self._followed(one, case, verdict)
+                label = _edited(one, verdict.cells)
+                if (label.output, label.thinking) != (one.answer, one.label.thinking):
+                    raise BadRow("verdict", "empty, though the answer was changed: write edit")
+            except BadRow as error:
+                self._tell(verdict.file, verdict.line, error.field, error.reason)
+                if verdict.said:
+                    return one
+        if given:
+            self.counts["undecided"] += 1
+        return one
+
+    def _followed(self, one: Graded, case: Case, verdict: Verdict) -> Graded | Dropped:
+        word = VERDICTS.get(verdict.said)
+        if word is None:
+            raise BadRow("verdict", f"{verdict.cells['verdict'][:40]!r} is none of {', '.join(VERDICTS)}")
+        if word == DROP:
             self.counts["dropped"] += 1
             return one.dropped(REVIEWER, verdict.cells["note"])
-        try:
-            label = _edited(one, verdict.cells)
-        except BadRow as error:
-            self._tell(verdict.line, error.field, error.reason, "dropped")
-            return one
-        if not verdict.word:
-            if (label.output, label.thinking) != (one.answer, one.label.thinking):
-                self._tell(verdict.line, "verdict", "empty, though the answer was changed: write edit", "dropped")
-            return one
+        label = _edited(one, verdict.cells)
         told = graded(label, case, self.rules, reviewed=True)
         assert isinstance(told, Graded)  # as `one` is
         if isinstance(label.output, Diagnosis) and isinstance(told.answer, Diagnosis):
             for reason in (reason for reason in label.output.reason if reason not in told.answer.reason):
-                self._tell(verdict.line, "reason", f"{reason!r} does not stand in the record: taken out", "changed")
+                lost = f"{reason[:100]!r} does not stand in the record: taken out"
+                self._tell(verdict.file, verdict.line, "reason", lost, "changed")
         if told.fault:
             self.counts["refused"] += 1
-            self._tell(verdict.line, "", f"not learned: {': '.join(told.fault)}", "dropped")
+            self._tell(verdict.file, verdict.line, "", f"not learned: {': '.join(told.fault)}")
         else:
             self.counts["kept" if label.output == one.answer else "edited"] += 1
         return replace(told, source=one.source)
 
+    def written(self, one: Graded) -> Mapping[str, str]:
+        """The cells that a person has written about a label, with the last note, to be shown again while it waits."""
+        given = self.given.get(_key(one), [])
+        cells = next((verdict.cells for verdict in reversed(given) if verdict.said), given[-1].cells if given else {})
+        notes = (verdict.cells["note"] for verdict in reversed(given))
+        return {**cells, "note": next(filter(str.strip, notes), "")}
+
     def tell_unmet(self) -> None:
         """Write down the verdicts on what is no label here."""
-        for (case_id, sample), verdict in self.given.items():
-            if verdict.word and (case_id, sample) not in self._met:
-                self._tell(
-                    verdict.line, "case_id", f"no label {sample} of a case {case_id!r} can be learned", "dropped"
-                )
+        for (case_id, sample), given in self.given.items():
+            for verdict in given if (case_id, sample) not in self._met else ():
+                if verdict.said:
+                    why = f"no label {sample} of a case {case_id[:100]!r} can be learned"
+                    self._tell(verdict.file, verdict.line, "case_id", why)
+                else:
+                    self.counts["undecided"] += 1
 
-    def _tell(self, line: int, column: str, reason: str, action: Literal["dropped", "changed"]) -> None:
-        self.issues.append(Issue(file=self.file, line=line, field=column, reason=reason, action=action))
+    def _tell(
+        self, file: str, line: int, column: str, reason: str, action: Literal["dropped", "changed"] = "dropped"
+    ) -> None:
+        self.issues.append(Issue(file=file, line=line, field=column, reason=reason, action=action))
+
+
+def _key(one: Graded) -> tuple[str, int]:
+    return one.label.case_id.strip(), one.label.sample
 
 
 def _cells(one: Graded) -> dict[str, str]:

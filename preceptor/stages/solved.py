@@ -9,6 +9,7 @@ from typing import Protocol
 from preceptor.core.errors import UserError
 from preceptor.core.records import Case, Consultation, Diagnosis, Issue, Prediction, Task
 from preceptor.data import files
+from preceptor.data.copies import copies
 from preceptor.data.splits import member
 from preceptor.stages.base import Context, Need, read_records
 from preceptor.stages.fences import HELD_OUT
@@ -59,12 +60,12 @@ def solved(config: From, context: Context) -> list[Case]:
     """The solved cases in the order of their file; where some solutions hold reasons, those alone.
 
     Raises:
-        UserError: none is solved, or all of them are held out.
+        UserError: none is solved, or all of them are held out or near copies of what is.
     """
     path = context.input("examples")
     kind = Consultation if config.task == "consult" else Diagnosis
-    held = _held_out(context)
-    out = 0
+    held, texts = _held_out(context)
+    out = near = 0
     draw = random.Random(f"{config.seed}:examples")
     pools: dict[bool, list[tuple[int, Case]]] = {True: [], False: []}
     counts = {True: 0, False: 0}
@@ -82,9 +83,17 @@ def solved(config: From, context: Context) -> list[Case]:
             pool.append((number, case))
         elif (place := draw.randrange(counts[whole])) < _MOST:  # each is as likely to stay as any other
             pool[place] = (number, case)
-    if out:
-        context.say(f"{context.section}: {out} solved cases of {path} are held out, and serve as no examples")
-    found = [case for _, case in sorted(pools[True] or pools[False], key=lambda item: item[0])]
+    found: list[Case] = []
+    for pool in pools.values():
+        if not found:
+            drawn = [case for _, case in sorted(pool, key=lambda item: item[0])]
+            found = _apart(drawn, texts, context) if texts else drawn
+            near += len(drawn) - len(found)
+    if out + near:
+        told = f" ({near} of them as near copies)" if near else ""
+        context.say(
+            f"{context.section}: {out + near} solved cases of {path} are held out{told}, and serve as no examples"
+        )
     if not found:
         raise UserError(
             f"{context.section}: {path} has no solved case that may serve as an example; name in `examples_from` a "
@@ -93,11 +102,23 @@ def solved(config: From, context: Context) -> list[Case]:
     return found
 
 
-def _held_out(context: Context) -> set[str]:
-    """Ids, groups and texts of the cases that are held out."""
+def _held_out(context: Context) -> tuple[set[str], list[str]]:
+    """Ids, groups and texts of the cases that are held out; and the texts as they stand."""
+    keys: set[str] = set()
+    texts: list[str] = []
     paths = [path for name in HELD_OUT if (path := context.optional(f"held_{name}"))]
-    members = map(member, chain.from_iterable(read_records(path, Case) for path in paths))
-    return {key for one in members for key in (one.id, one.group, one.text)}
+    for case in chain.from_iterable(read_records(path, Case) for path in paths):
+        one = member(case)
+        keys |= {one.id, one.group, one.text}
+        texts.append(case.text)
+    return keys, texts
+
+
+def _apart(cases: list[Case], held: list[str], context: Context) -> list[Case]:
+    """The cases of which no near copy is held out."""
+    with context.progress(f"{context.section}: near copies of held-out cases", None):
+        near = copies([case.text for case in cases], held)
+    return [case for number, case in enumerate(cases) if number not in near]
 
 
 def _cases(path: Path) -> Iterator[Case]:

@@ -15,6 +15,20 @@ from preceptor.tasks import consult, diagnosis
 
 Fate = Literal["keep", "review", "drop"]
 OTHER_TASK, OUTDONE, REPEATED, UNGROUNDED, UNTHOUGHT = "other_task", "outdone", "repeated", "ungrounded", "unthought"
+FLAGS = ("repaired", "corrected", "revised")
+"""Marks of a label, each with a rule of its name."""
+KEYS = {
+    OTHER_TASK: "task",
+    UNGROUNDED: "grounded",
+    UNTHOUGHT: "think",
+    "hallucinated": "hallucinated",
+    "unmapped": "known",
+    "low_score": "score",
+    "score": "review_score",
+    "agreement": "agreement",
+    **{flag: flag for flag in FLAGS},
+}
+"""The rule that keeps a label from being learned, by the first word of the fault or doubt."""
 _UNTOLD = "the teacher's thinking is not told; ask with a prompt that wants it"
 _EXACT = 9
 """Decimals to which scores are told apart."""
@@ -247,7 +261,7 @@ def _advised(output: Consultation, score: Score, rules: Rules) -> tuple[str, str
 
 def _below(label: Prediction, score: Score, rules: Rules) -> tuple[str, str] | None:
     """What a recipe's thresholds hold against a label."""
-    for name in ("repaired", "corrected", "revised"):
+    for name in FLAGS:
         if getattr(label, name) and getattr(rules, name) == "drop":
             return name, f"the recipe says {name}: drop"
     if (lost := score.parts.get("hallucinated")) is not None and lost > rules.hallucinated:
@@ -265,8 +279,7 @@ def _doubts(label: Prediction, score: Score, rules: Rules) -> tuple[str, ...]:
         found.append("agreement unknown" if label.agreement is None else f"agreement {label.agreement:.2f}")
     if score.value is not None and score.value < rules.review_score:
         found.append(f"score {score.value:.2f}")
-    flags = ("repaired", "corrected", "revised")
-    return (*found, *(name for name in flags if getattr(label, name) and getattr(rules, name) == "review"))
+    return (*found, *(name for name in FLAGS if getattr(label, name) and getattr(rules, name) == "review"))
 
 
 def _output(label: Prediction) -> Diagnosis | Consultation:

@@ -49,7 +49,8 @@ def test_what_was_asked_and_paid(labelling):
     told = " ".join(out.split())
     assert "10 answers so far" in told
     assert "label_round2 25 20 4 20,000,000 8,000,000 20,000" in told
-    assert "failed: provider 1, timeout 3" in told
+    assert "asked of models, counted in sends: a case tried twice counts twice" in told
+    assert "failed sends: provider 1, timeout 3" in told
     assert "1 without an outcome: in flight at a stop" in told
     assert "spent 5.00 CNY, at most 1.50 CNY more in flight or of unknown cost" in told
     assert "all 13.50 CNY left of the cap of 20.00 CNY" in told
@@ -80,3 +81,13 @@ def test_a_ledger_in_which_nothing_was_asked(labelling):
     (section / "config.json").write_text(json.dumps({**STARTED, "inputs": {}, "config": {}}))
     code, out, _ = labelling("status", "other")
     assert (code, "asked of models" in out) == (0, False)
+
+
+def test_figures_are_rounded_wherever_they_stand(labelling):
+    section = Path("runs/quickstart/label_round2")
+    metrics = {"m": {"cases": 200, "agreement": 0.9249999999999997, "failed": 0, "models": ["m"]}, "share": 1 / 3}
+    (section / "metrics.json").write_text(json.dumps(metrics))
+    (section / "done.json").write_text('{"seconds": 3.2}')
+    code, out, _ = labelling("status")
+    assert (code, max(map(len, out.splitlines())) <= 80) == (0, True)
+    assert "done in 3 s m: cases 200, agreement 0.925; share 0.3333 " in " ".join(out.split())

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preceptor.core.records import Case, Consultation, Diagnosis, Pair, Prediction, Row
+from preceptor.core.records import Case, Consultation, Diagnosis, Failure, FailureKind, Pair, Prediction, Row
 from preceptor.stages.base import read_records
 from preceptor.stages.review_file import guarded, plain
 from preceptor.tasks import prompts
@@ -184,7 +184,7 @@ def test_what_cannot_be_used_of_a_reviewed_file_is_told_by_line(curate):
     head = "case_id,sample,text,diseases,reason,agreement,why,verdict,note"
     given = [
         "0,0,,cold,Cough for three days,,,keep,",
-        "1,0,,cold,Cough for three days,,,maybe,",
+        "1,0,,cold,Cough for three days,,,maybe,who knows",
         "0,0,,flu,Cough for three days,,,edit,",
         "nobody,0,,cold,Cough for three days,,,keep,",
         "2,one,,cold,Cough for three days,,,keep,",
@@ -202,7 +202,7 @@ def test_what_cannot_be_used_of_a_reviewed_file_is_told_by_line(curate):
         (3, "verdict"): "'maybe' is none of keep, drop, edit, 保留, 删除,",
         (4, "case_id"): "the verdict on this label in line 2 stands",
         (5, "case_id"): "no label 0 of a case 'nobody' can be learned",
-        (6, "sample"): "'one' is no number: leave it as it was writt",
+        (6, "sample"): "'one' is no sample's number: leave it as it ",
         (7, "case_id"): "no label 7 of a case '2' can be learned",
         (8, "diseases"): "empty, and there are reasons",
         (9, "reason"): "'blood in the urine' does not stand in the r",
@@ -210,9 +210,16 @@ def test_what_cannot_be_used_of_a_reviewed_file_is_told_by_line(curate):
         (10, ""): "5 fields where the header has 9",
         (11, "verdict"): "empty, though the answer was changed: write ",
     }
-    assert "10 of its rows need mending" in out
+    assert "9 reviewed rows need mending" in out
     assert dropped() == {("0", 1): "repeated", ("4", 0): "ungrounded"}
-    assert [row["case_id"] for row in sheet()] == ["1", "2", "3", "5"]
+    # What could not be used is there to be mended.
+    kept = [[row[name] for name in ("case_id", "diseases", "reason", "verdict", "note")] for row in sheet()]
+    assert kept == [
+        ["1", "cold", COUGH, "maybe", "who knows"],
+        ["2", "cold", COUGH, "", ""],
+        ["3", "", COUGH, "edit", ""],
+        ["5", "flu", COUGH, "", ""],
+    ]
 
     Path("back.csv").write_text("case_id,sample,diseases,reason,verdct\n0,0,cold,x,keep\n")
     code, _, err = curate("review=back.csv")
@@ -221,6 +228,168 @@ def test_what_cannot_be_used_of_a_reviewed_file_is_told_by_line(curate):
     assert told in err.splitlines()[-1]
     code, _, err = curate("review=nothing.csv")
     assert (code, err.splitlines()[-1]) == (2, "preceptor: curate.review: no file nothing.csv")
+
+
+def reviewed(path, *rows, head="case_id,sample,diseases,reason,verdict,note"):
+    with Path(path).open("w", encoding="utf-8-sig", newline="") as file:
+        csv.writer(file).writerows([head.split(","), *rows])
+
+
+def test_a_second_round_of_review_keeps_the_first(curate):
+    put("own/train.jsonl", *(case(number) for number in range(7)))
+    put("own/predictions.jsonl", *(label(number, agreement=0.1) for number in range(7)))
+    reviewed(
+        "1.csv",
+        (0, 0, "cold", COUGH, "keep", ""),
+        (1, 0, "cold", COUGH, "drop", "no cold"),
+        (2, 0, "cold", COUGH, "", "=ask the ward"),
+        (3, 0, "", COUGH, "edit", "half done"),
+        (4, 0, "cold", COUGH, "保留", ""),
+        (5, 0, "cold", COUGH, "perhaps", ""),
+        (6, 0, "cold", COUGH, "keep", "sure"),
+    )
+    assert curate("agreement=0.5", "review=1.csv")[0] == 0
+    assert list(learned()) == ["0#0", "4#0", "6#0"]
+    waiting = [[row[name] for name in ("case_id", "diseases", "reason", "verdict", "note")] for row in sheet()]
+    assert waiting == [
+        ["2", "cold", COUGH, "", "'=ask the ward"],
+        ["3", "", COUGH, "edit", "half done"],
+        ["5", "cold", COUGH, "perhaps", ""],
+    ]
+    # The sheet as it was left says the same again, and no more.
+    Path("as_it_was.csv").write_bytes((OUT / "review.csv").read_bytes())
+    assert curate("agreement=0.5", "review=[1.csv, as_it_was.csv]")[0] == 0
+    assert [[row[name] for name in ("case_id", "diseases", "reason", "verdict", "note")] for row in sheet()] == waiting
+    assert metrics()["reviewed"] == {"undecided": 1, "kept": 3, "dropped": 1, "issues": 2}
+    reviewed(
+        "2.csv",
+        (2, 0, "cold", COUGH, "keep", ""),
+        (3, 0, "flu", COUGH, "修改", ""),
+        (4, 0, "cold", COUGH, "drop", "on second thoughts"),
+        (5, 0, "cold", COUGH, "", "still perhaps"),
+        (0, 0, "cold", COUGH, "", ""),
+        (6, 0, "flu", COUGH, "", ""),
+    )
+    code, out, _ = curate("agreement=0.5", "review=[1.csv, 2.csv]")
+    assert code == 0
+    assert {name: answer["diseases"] for name, answer in learned().items()} == {
+        **{name: ["cold"] for name in ("0#0", "2#0", "6#0")},
+        "3#0": ["flu"],
+    }
+    assert dropped() == {("1", 0): "reviewer", ("4", 0): "reviewer"}
+    assert [(row["case_id"], row["verdict"], row["note"]) for row in sheet()] == [("5", "perhaps", "still perhaps")]
+    assert [(issue["file"], issue["line"]) for issue in lines("issues.jsonl")] == [("1.csv", 7), ("2.csv", 7)]
+    assert "curate: 1.csv, 2.csv: " in out
+    assert "curate: 2 reviewed rows need mending" in out
+    # The order says which is later.
+    assert curate("agreement=0.5", "review=[2.csv, 1.csv]")[0] == 0
+    assert (list(learned()), [row["case_id"] for row in sheet()]) == (["0#0", "2#0", "4#0", "6#0"], ["3", "5"])
+    # A recipe's file can be left out again.
+    recipe = "curate: {from: ./own, agreement: 0.5, review: 1.csv}\n"
+    assert curate("review=null", recipe=recipe)[0] == 1
+    code, _, err = curate("review=[1.csv, nothing.csv]")
+    assert (code, err.splitlines()[-1]) == (2, "preceptor: curate.review: no file nothing.csv")
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        (("1", "9" * 5000, "cold", COUGH, "keep"), f"sample: '{'9' * 40}' is no sample's number: leave it as it was"),
+        (("1", "９" * 19, "cold", COUGH, "keep"), f"sample: '{'９' * 19}' is no sample's number: leave it as it was"),
+        (("1", "-0", "cold", COUGH, "keep"), "sample: '-0' is no sample's number: leave it as it was"),
+        (("1", "0", "cold", "咳嗽，\n" * 60_000, "edit"), "reason: 240000 characters, where a cell holds 32767"),
+        (("1", "0", "cold", COUGH, "k" * 140_000), "verdict: 140000 characters, where a cell holds 32767"),
+        (("1" * 200_000, "0", "cold", COUGH, "keep"), "case_id: 200000 characters, where a cell holds 32767"),
+        (("1" * 5000, "0", "cold", COUGH, "keep"), f"case_id: no label 0 of a case '{'1' * 100}' can be learned"),
+        (("1", "0", "cold", COUGH, "k" * 5000), f"verdict: '{'k' * 40}' is none of keep, drop, edit"),
+    ],
+)
+def test_one_huge_cell_is_one_issue(curate, row, problem):
+    put("own/train.jsonl", case(0), case(1), case(2))
+    put("own/predictions.jsonl", *(label(number, agreement=0.1) for number in range(3)))
+    limit = csv.field_size_limit()
+    reviewed("back.csv", row, (0, 0, "cold", COUGH, "keep"), (2, 0, "cold", COUGH, "keep"), head=HEAD)
+    code, out, _ = curate("agreement=0.5", "review=back.csv")
+    assert (code, list(learned()), [line["case_id"] for line in sheet()]) == (0, ["0#0", "2#0"], ["1"])
+    (issue,) = lines("issues.jsonl")
+    assert (issue["line"], f"{issue['field']}: {issue['reason']}"[: len(problem)]) == (2, problem)
+    assert "1 reviewed rows need mending" in out
+    assert csv.field_size_limit() == limit
+
+
+HEAD = "case_id,sample,diseases,reason,verdict"
+
+
+def test_a_huge_cell_that_nobody_reads_harms_nothing(curate):
+    put("own/train.jsonl", case(0))
+    put("own/predictions.jsonl", label(0, agreement=0.1))
+    text = "No fever, he says.\n" * 50_000
+    reviewed("back.csv", (text, "0", "0", "cold", COUGH, "keep"), head=f"text,{HEAD}")
+    assert curate("agreement=0.5", "review=back.csv")[0] == 0
+    assert (list(learned()), lines("issues.jsonl")) == (["0#0"], [])
+
+
+FAILED = Failure(kind=FailureKind.TRUNCATED, detail="cut")
+
+
+def test_a_threshold_that_no_label_can_meet_is_refused(curate):
+    put("own/train.jsonl", case(0), case(1))
+    put("own/predictions.jsonl", label(0), label(1))
+    code, _, err = curate("agreement=0.6")
+    told = (
+        "preceptor: curate.agreement: 0.6 can be held against no label, as none in own/predictions.jsonl says how far "
+        "samples agree: leave it out, or label with a strategy that draws several samples, strategy: self_consistency"
+    )
+    assert (code, err.splitlines()[-1]) == (2, told)
+    assert not (OUT / "rows.jsonl").exists()
+    assert not (OUT / "review.csv").exists()
+    put("own/predictions.jsonl", label(0), label(1, agreement=0.9))
+    assert curate("agreement=0.6")[0] == 0
+    assert (list(learned()), [row["why"] for row in sheet()]) == (["1#0"], ["agreement unknown"])
+    failed = Prediction(case_id="0", model="teacher", prompt_sha="", failure=FAILED)
+    put("own/predictions.jsonl", failed)
+    assert curate("agreement=0.6")[0] == 1, "where nothing was answered, nothing could agree"
+
+
+WAIT = "; {n} wait for a person: write the verdicts into a copy of runs/r/curate/review.csv and name it: curate.review="
+
+
+@pytest.mark.parametrize(
+    ("labels", "overrides", "told"),
+    [
+        ((label(0, agreement=0.4), label(1, agreement=0.4)), ["agreement=0.5"], "agreement (2 of 2 labels, by "
+         "curate.agreement)" + WAIT.format(n=2)),
+        ((label(0), label(0, "No fever", sample=1), label(0, "Green sputum", sample=2)), ["review_score=1", "score=0.1",
+         "grounded=1", "hallucinated=0", "known=true"], "unmapped (3 of 3 labels, by curate.known); see "),
+        ((label(0, COUGH, LIE), label(0, "No fever", LIE, sample=1), label(0, COUGH, LIE, sample=2)),
+         ["review_score=0.9"], "score (1 of 3 labels, by curate.review_score); see runs/r/curate/dropped.jsonl" +
+         WAIT.format(n=1)),
+        ((label(0, LIE), label(1, LIE), label(2, agreement=0.1)), ["agreement=0.5"], "ungrounded (2 of 3 labels, by "
+         "curate.grounded); see runs/r/curate/dropped.jsonl" + WAIT.format(n=1)),
+        ((label(0, COUGH, LIE),), ["score=0.9"], "low_score (1 of 1 labels, by curate.score); see "),
+        ((label(0, COUGH, LIE),), ["hallucinated=0.1"], "hallucinated (1 of 1 labels, by curate.hallucinated); see "),
+        ((label(0, repaired=True),), ["repaired=drop"], "repaired (1 of 1 labels, by curate.repaired); see "),
+        ((label(0),), ["think=true"], "unthought (1 of 1 labels, by curate.think); see "),
+        ((label(0),), ["task=consult"], "other_task (1 of 1 labels, by curate.task); see "),
+        ((label("nobody"),), [], "unknown_case (1 of 1 labels); see runs/r/curate/dropped.jsonl"),
+    ],
+)  # fmt: skip
+def test_a_run_without_rows_says_why(curate, labels, overrides, told):
+    put("own/train.jsonl", *(case(number) for number in range(3)))
+    put("own/predictions.jsonl", *labels)
+    code, _, err = curate(*overrides)
+    line = f"preceptor: curate: no label is left to learn; the commonest reason is {told}"
+    assert (code, err.splitlines()[-1][: len(line)]) == (1, line)
+
+
+def test_a_further_round_of_review_is_named_beside_the_first(curate):
+    put("own/train.jsonl", case(0))
+    put("own/predictions.jsonl", label(0, agreement=0.1))
+    for before, named in (((), "curate.review=COPY.csv"), (("1.csv",), "'curate.review=[1.csv,COPY.csv]'")):
+        reviewed("1.csv", (0, 0, "cold", COUGH, "", "later"))
+        code, _, err = curate("agreement=0.5", *(f"review={name}" for name in before))
+        copy = f"write the verdicts into a copy of {OUT / 'review.csv'} and name it: {named}"
+        assert (code, err.splitlines()[-1].partition("1 wait for a person: ")[2]) == (1, copy)
 
 
 def test_the_reviewed_file_belongs_to_the_request_and_is_not_overwritten(command, curate):
@@ -284,6 +453,10 @@ def test_rounds_mix(curate):
     Path("back.csv").write_text("case_id,sample,diseases,reason,verdict\n0,0,,,drop\n0,1,,,drop\n")
     assert curate("review=back.csv", recipe=recipe)[0] == 0
     assert "0#0" not in learned()
+    assert curate("mix=old/1.jsonl", recipe=recipe)[0] == 0, "one needs no list"
+    assert json.loads(next(read_records(OUT / "rows.jsonl", Row)).answer)["diseases"] == ["cold"]
+    assert learned()["4#0"] == "first"
+    assert metrics()["mixed"] == {"superseded": 1, "rows": 2, "with another prompt": 1, "held_out": 1}
     Path("old/2.jsonl").write_text('{"id": "x"}\n')
     code, _, err = curate(recipe=recipe)
     assert (code, "old/2.jsonl:1: messages: Field required" in err.splitlines()[-1]) == (2, True)

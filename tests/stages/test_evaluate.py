@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from html import unescape
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ def ran(
     cases: Sequence[Case],
     predictions: Sequence[Sequence[Prediction]],
     rows: Sequence[Row] = (),
+    trained: str = "",
     **config: Any,
 ) -> tuple[Mapping[str, Any], str]:
     def wrote(name: str, records: Sequence[Record]) -> Path:
@@ -47,6 +49,10 @@ def ran(
     }
     if rows:
         inputs["rows"] = (wrote("rows.jsonl", rows),)
+    if trained:
+        (folder / trained).mkdir()
+        inputs["curve.jsonl"] = (folder / trained / "curve.jsonl",)
+        inputs["curve.jsonl"][0].write_text('{"step": 1, "loss": 2.5}\n')
     screen = Console(file=StringIO(), width=110)
     context = Context(
         recipe="quickstart",
@@ -128,6 +134,33 @@ def test_predictions_about_other_cases_are_refused_with_the_way_out(tmp_path: Pa
 def test_a_model_that_nobody_asked_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"evaluate\.about: no model 'studnt'; did you mean 'student'\?"):
         ran(tmp_path, [case(1, ASTHMA)], [[answer(1, ASTHMA)]], about="studnt")
+
+
+@pytest.mark.parametrize(
+    ("trained", "about", "language", "called", "said"),
+    [
+        ("", "zero_shot", "en", "zero_shot", "zero_shot's first diagnosis is right in 100% of 2"),
+        ("", "", "en", "votes", "votes's first diagnosis is right in 50% of 2"),
+        ("", "zero_shot", "zh", "zero_shot", "zero_shot在 2 个留出病例中首位诊断正确率为 100%"),
+        ("sft", "zero_shot", "en", "zero_shot", "zero_shot's first diagnosis is right in 100% of 2"),
+        ("votes", "votes", "en", "Student (votes)", "The student (votes)'s first diagnosis is right in 50% of 2"),
+        ("votes", "", "zh", "学生模型 (votes)", "学生模型 (votes)在 2 个留出病例中首位诊断正确率为 50%"),
+        ("votes", "zero_shot", "en", "zero_shot", "zero_shot's first diagnosis is right in 100% of 2"),
+        ("votes", "teacher", "en", "Teacher", "The teacher's first diagnosis is right in 0% of 2"),
+    ],
+)
+def test_only_what_was_trained_is_called_the_student(
+    tmp_path: Path, trained: str, about: str, language: str, called: str, said: str
+) -> None:
+    cases = [case(i, ASTHMA) for i in range(2)]
+    models = {"zero_shot": (ASTHMA, ASTHMA), "votes": (ASTHMA, INFLUENZA), "teacher": (INFLUENZA, INFLUENZA)}
+    told = [[answer(i, *[names[i]], model=model) for i in range(2)] for model, names in models.items()]
+    _, out = ran(tmp_path, cases, told, trained=trained, about=about, language=language)
+    (page,) = tmp_path.glob("report.html")
+    for shown in (" ".join(out.split()), unescape(page.read_text("utf-8"))):
+        assert called in shown
+        assert said in shown
+        assert ("Student (" in shown or "学生模型 (" in shown) is (trained == "votes")
 
 
 RECORDS = {
