@@ -343,8 +343,10 @@ def test_what_is_not_known_yet_is_said(command):
 def test_a_section_made_from_another_request(command):
     Path("r.yaml").write_text(RECIPE)
     assert command("run", "r.yaml", "prepare", "label", "label.limit=2")[0] == 0
-    out = command("plan", "r.yaml", "label.max_tokens=300")[1]
-    assert "label: as it stands, a start refuses: runs/r/label was made from another request: max_tokens was 512" in out
+    out = command("plan", "r.yaml", "label.temperature=0.5")[1]
+    assert (
+        "label: as it stands, a start refuses: runs/r/label was made from another request: temperature was 0.0" in out
+    )
     assert rows(out)["label"][0] == 6
 
 

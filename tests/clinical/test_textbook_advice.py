@@ -20,7 +20,7 @@ LANGUAGES: tuple[Language, ...] = ("zh", "en")
 @pytest.mark.parametrize("style", ["full", "short"])
 def test_gold_advice_is_worth_one_and_urgent_where_it_must_be(language: Language, style: Style) -> None:
     called = 0
-    for case in draw(400, 13, language, style, "consult"):
+    for case in draw(120, 13, language, style, "consult"):
         assert isinstance(case.gold, Consultation)
         must = bool(case.meta["red_flags"]) or case.meta["risk_level"] == "critical"
         assert bool(urgent(case.gold.answer)) == must, case.gold.answer
@@ -29,7 +29,7 @@ def test_gold_advice_is_worth_one_and_urgent_where_it_must_be(language: Language
         assert consult.grade(case.gold, case).value == 1.0, (case.text, case.gold)
         assert consult.parse(consult.canonical(case.gold)).output == case.gold
         called += must
-    assert 100 < called < 200
+    assert 30 < called < 60
 
 
 def test_a_consult_case_is_the_diagnosis_case_with_advice() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import stamina
 
 from preceptor.core.records import Case, Prediction
 from preceptor.llm.ledger import Ledger
@@ -103,7 +104,8 @@ def test_terms_that_forbid_distillation_are_held(folder: Path, command, monkeypa
         assert (code, why in " ".join(err.split())) == (2, True), err
     text["teacher"]["endpoint"] = {"preset": "vllm", "distillation": True, "url": "http://127.0.0.1:1/v1"}
     Path("r.yaml").write_text(json.dumps(text))
-    code, _, err = command("label", "r.yaml")
+    with stamina.set_testing(True, attempts=2):  # no waits
+        code, _, err = command("label", "r.yaml")
     assert (code, "can't be reached" in " ".join(err.split())) == (1, True), err
 
 
