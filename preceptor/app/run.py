@@ -29,7 +29,7 @@ import preceptor
 from preceptor.app.console import Show
 from preceptor.app.recipe import Recipe, Section, inputs
 from preceptor.core.errors import UserError, WorkError
-from preceptor.stages.base import FAILED, Context, replacing, result_fields
+from preceptor.stages.base import FAILED, Context, Stage, replacing, result_fields
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _ALMOST_NOTHING = 1 << 20
@@ -63,7 +63,7 @@ def _run_section(recipe: Recipe, section: Section, runs: Path, show: Show, *, fr
     folder = runs / recipe.name / section.name
     found = inputs(recipe, section, runs)
     wanted = _Request.of(recipe, section, runs, found)
-    decision = "starts over: --fresh" if fresh else _decide(folder, wanted, grows=section.stage.grows)
+    decision = "starts over: --fresh" if fresh else _decide(folder, wanted, section.stage)
     if decision == _SKIP:
         seconds = (read_json(folder / "done.json", "seconds") or {})["seconds"]
         show.line(f"{section.name}: done already, in {_duration(seconds)} ({folder})")
@@ -97,7 +97,7 @@ def is_done(recipe: Recipe, section: Section, runs: Path, folder: Path) -> bool:
     if not (folder / "config.json").exists():
         return False
     wanted = _Request.of(recipe, section, runs, inputs(recipe, section, runs))
-    return _decide(folder, wanted, grows=section.stage.grows) == _SKIP
+    return _decide(folder, wanted, section.stage) == _SKIP
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ _SKIP, _START, _OVER = "done", "starts", "starts over"
 _NOT_WORK = {"config.json", "code.diff", "log.txt", "server.log", "issues.jsonl", "report.html"}
 
 
-def _decide(folder: Path, wanted: _Request, *, grows: bool) -> str:
+def _decide(folder: Path, wanted: _Request, stage: Stage) -> str:
     """What to do with a section's folder, as the user is told it.
 
     Raises:
@@ -189,13 +189,15 @@ def _decide(folder: Path, wanted: _Request, *, grows: bool) -> str:
         changes.append(_change("limit", old["limits"][folder.name], wanted.limits[folder.name]))
     if changes and not _holds_work(folder):
         return _START
+    if changes and stage.anew and not (folder / "done.json").exists():
+        return f"{_OVER}: it was not finished, and is asked otherwise now; the old folder is kept"
     if changes:
         raise UserError(
             f"{folder} was made from another request: {'; '.join(changes)}. Undo the change, give the recipe "
             "another name, or start over with --fresh, which keeps the old folder"
         )
     if more:
-        return f"goes on with more cases ({folder})" if grows else f"{_OVER}: there are more cases"
+        return f"goes on with more cases ({folder})" if stage.grows else f"{_OVER}: there are more cases"
     return _SKIP if (folder / "done.json").exists() else f"goes on where it was ({folder})"
 
 

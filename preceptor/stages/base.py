@@ -148,6 +148,8 @@ class Stage:
     leaves: tuple[str, ...]
     grows: bool = True
     """More cases are more work in the same folder, and no new start."""
+    anew: bool = False
+    """What it left unfinished is made anew, so that other settings may follow; nobody was paid for it."""
     retry: Callable[[Path], int] | None = None
     """Puts what failed in a folder back among what is owed, and returns how much that is; FAILED keeps the failures."""
 

@@ -350,4 +350,4 @@ def _dropped(label: Prediction, reason: str, detail: str) -> Dropped:
     return Dropped(case_id=label.case_id, sample=label.sample, reason=reason, detail=detail)
 
 
-STAGE = Stage("curate", Config, run, leaves=(*FILES.values(), SHEET))
+STAGE = Stage("curate", Config, run, leaves=(*FILES.values(), SHEET), anew=True)

@@ -213,3 +213,16 @@ def test_a_teacher_refines_the_metadata(command):
     assert len(api.load_predictions("runs/r/label/predictions.jsonl")) == 12
     sent = json.loads(Path("runs/r/refine/metrics.json").read_text())
     assert (sent["cases"], sent["refined"], sent["failed"]) == (18, 18, 0)
+
+
+def test_a_curate_that_came_to_nothing_takes_other_settings(command):
+    Path("r.yaml").write_text(RECIPE)
+    assert command("run", "r.yaml", "prepare", "label")[0] == 0
+    code, _, err = command("curate", "r.yaml", "curate.think=true")
+    assert (code, "no label is left to learn" in " ".join(err.split())) == (1, True), err
+    code, _, err = command("curate", "r.yaml")
+    assert code == 0, err
+    assert "the old folder is kept" in " ".join(err.split())
+    assert Path("runs/r/curate.1/dropped.jsonl").read_bytes()
+    code, _, err = command("curate", "r.yaml", "curate.think=true")  # what is done is not undone
+    assert (code, "think was" in " ".join(err.split())) == (2, True), err
