@@ -31,7 +31,7 @@ def answer(text: str, model: str) -> tuple[Case, Prediction]:
 
     case = Case(id="record", text=text.strip(), language=language_of(text), source="command", group="record")
     loaded = load(model_in(Path(model)) or model)
-    asking = Asking(prompts.load("diagnosis", "zero_shot", case.language), model, Sampling(), confidence=True)
+    asking = Asking(prompts.load("diagnosis", "zero_shot", case.language), model, Sampling(), logprobs=0)
     conversation = zero_shot(case, asking)
     completer = Local(loaded, digest(loaded.folder))
     try:

@@ -27,6 +27,7 @@ from preceptor.llm.config import SHORTEST_KEY, EndpointConfig
 
 _MOST_BYTES = 32 << 20
 _LONGEST_WAIT = 3600.0
+"""Seconds that a server may ask us to wait; for longer is a refusal."""
 _REST = 0.1
 """Seconds that a connection rests, so that what comes late is found before it is used again."""
 _STRANGERS = 20

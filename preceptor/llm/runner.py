@@ -233,7 +233,7 @@ class _Runner(Generic[K, T]):
             flight.sent = error.sent
             if error.sent:
                 flight.settled = True
-                await self._ledger.settle(claim, error.failure(), self._took(request, error))
+                await self._ledger.settle(claim, error.failure(), flight.cost)
             if error.ends:
                 raise error.ends from error
             if self._gate.closed:  # no time for another attempt: it is owed to the next run
@@ -255,12 +255,6 @@ class _Runner(Generic[K, T]):
                     raise
                 await asyncio.sleep(_CAP)
 
-    def _took(self, request: Request, error: ProviderError) -> Money | None:
-        """What a send cost that brought no reply; None where that is not known."""
-        if error.answered:
-            return Money(0.0, most.currency) if (most := self._most(request)) else None
-        return self._completers[0].cost(error.usage)
-
     def _most(self, request: Request) -> Money | None:
         return max((most for lane in self._completers if (most := lane.most(request))), default=None)
 
@@ -274,6 +268,8 @@ class _Runner(Generic[K, T]):
             try:
                 reply = await lane.completer.complete(request)
             except ProviderError as error:
+                most = lane.completer.most(request) if error.answered else None
+                flight.cost = Money(0.0, most.currency) if most else lane.completer.cost(error.usage)
                 if error.retry_after is not None and error.retryable:
                     raise _ThrottledError(error, lane) from error
                 if error.ends and error.answered and self._gate.retire(lane):
@@ -295,6 +291,8 @@ class _Flight:
 
     sent: bool = False
     """A byte of it may have reached the server."""
+    cost: Money | None = None
+    """Of one that brought no reply; None where that is not known."""
     settled: bool = False
     """What came of it is known, and on its way to the ledger."""
 

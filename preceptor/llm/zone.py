@@ -23,7 +23,7 @@ from preceptor.llm.config import EndpointConfig
 _BLANK, _LAST_CHUNK = b"\r\n\r\n", b"0\r\n\r\n"
 _FULL = 1 << 20
 """Bytes that may wait to be read."""
-KEEP = 4.0
+_KEEP = 4.0
 """Seconds; many servers drop an idle connection after five."""
 
 
@@ -212,7 +212,7 @@ class Direct(httpx2.AsyncHTTPTransport):
     def __init__(self, tls: ssl.SSLContext, config: EndpointConfig) -> None:
         super().__init__(verify=tls)
         self._pool = httpcore2.AsyncConnectionPool(
-            ssl_context=tls, keepalive_expiry=KEEP, network_backend=Guard(config)
+            ssl_context=tls, keepalive_expiry=_KEEP, network_backend=Guard(config)
         )
 
 
@@ -222,7 +222,7 @@ def line(config: EndpointConfig, tls: ssl.SSLContext, headers: dict[str, str]) -
     return httpx2.AsyncClient(
         transport=None if by_proxy else Direct(tls, config),  # the environment's proxies serve public text alone
         verify=tls,
-        limits=httpx2.Limits(keepalive_expiry=KEEP),
+        limits=httpx2.Limits(keepalive_expiry=_KEEP),
         timeout=httpx2.Timeout(config.timeout, connect=config.connect_timeout, read=config.read_timeout),
         headers=headers,
     )

@@ -59,10 +59,9 @@ class Asking:
     """The name that predictions carry."""
     sampling: Sampling
     sample: int = 0
-    confidence: bool = False
-    """Ask for the log-probabilities of the chosen tokens, and take each disease's probability from them."""
-    logprobs: int = 0
-    """Alternatives a token that are asked for too, where log-probabilities are."""
+    logprobs: int | None = None
+    """Alternatives a token that are asked for with the log-probabilities, from which each disease's probability is
+    taken; None for none of all that."""
     task: Task = "diagnosis"
     correction: str = ""
     """What is said to a reply that can't be read, with a place for the `{complaint}`; nothing is, if it is empty."""
@@ -180,7 +179,7 @@ def _request(asking: Asking, messages: tuple[Message, ...]) -> Request:
         messages=messages,
         sampling=asking.sampling,
         json_schema=SCHEMAS.get(act_in(messages) or "", "") if asking.task == "diagnosis" else "",
-        logprobs=asking.logprobs if asking.confidence else None,
+        logprobs=asking.logprobs,
     )
 
 

@@ -68,8 +68,7 @@ def test_tokens_a_minute_are_those_that_replies_took(clock: list[float]) -> None
     assert lane.ready_in(request) == 60
 
 
-def test_a_request_past_the_limit_of_tokens_goes_alone(clock: list[float]) -> None:
-    assert clock
+def test_a_request_past_the_limit_of_tokens_goes_alone() -> None:
     assert Lane(Limited(tpm=10), 8).ready_in(ask("x" * 300)) == 0
 
 
@@ -81,10 +80,11 @@ def test_slower_by_half_and_back_by_one_a_round(clock: list[float]) -> None:
     clock[0] += 6
     entries = [lane.enter(request) for _ in range(4)]
     assert lane.ready_in(request) == gate.inf
-    for entry in entries:
+    for entry in [*entries, entries[0]]:  # 4 and five times about a fifth
         lane.replied(Reply(text="y"), entry)
+    assert lane.ready_in(request) == 0
     lane.enter(request)
-    assert lane.ready_in(request) == 0 if lane.busy < 5 else gate.inf
+    assert lane.ready_in(request) == gate.inf
 
 
 def test_never_more_at_once_than_asked_for_over_all_lanes() -> None:
@@ -225,3 +225,19 @@ def test_a_limit_a_minute_outlives_the_process(hostile: Hostile, tmp_path: Path)
     with pytest.raises(TimeoutError):
         asyncio.run(main(5))
     assert len(hostile.bodies) == 8
+
+
+def test_what_a_useless_reply_took_is_paid_at_its_own_endpoints_price(tmp_path: Path) -> None:
+    """Two endpoints share the work; only the dear one gives replies of nothing."""
+
+    def priced(url: str, output: float) -> dict[str, Any]:
+        return {"url": url, "price": {"currency": "CNY", "input": 0, "output": output, "as_of": "2026-11-01"}}
+
+    with Kind(delay=0.05) as cheap, Hostile() as dear:
+        label([priced(cheap.url, 1), priced(dear.url, 1000)], tmp_path / "l.db", 8, "null, ok")
+        with Ledger(tmp_path / "l.db") as book:
+            account = book.summary()
+        assert dear.bodies
+        tokens = 3  # of every reply, whatever it held
+        spent = (len(cheap.bodies) * 1 + len(dear.bodies) * 1000) * tokens / 1e6
+        assert account.spent["CNY"] == pytest.approx(spent)

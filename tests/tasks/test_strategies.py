@@ -94,7 +94,7 @@ def test_log_probabilities_are_asked_for_and_make_the_confidence():
         Token(utf8=part.encode(), logprob=-0.5) for part in ('{"diseases": ["', "influenza", '"], "reason": []}')
     )
     text = '{"diseases": ["influenza"], "reason": []}'
-    made, (request,) = drive(zero_shot(case(), asking(confidence=True, logprobs=5)), [reply(text, tokens=tokens)])
+    made, (request,) = drive(zero_shot(case(), asking(logprobs=5)), [reply(text, tokens=tokens)])
     assert (request.logprobs, made.confidence) == (5, {"influenza": pytest.approx(0.36788, abs=1e-5)})
     assert next(zero_shot(case(), asking())).logprobs is None
 
