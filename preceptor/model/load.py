@@ -10,16 +10,19 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from preceptor.core.errors import UserError
+from preceptor.model.merge import merge
 from preceptor.model.resolve import digest, resolve
 
 DtypeName = Literal["auto", "float32", "bfloat16"]
 
 BASE_FILE = "base.json"
 """Beside an adapter that was trained here: the digest of the base under it."""
+
+ADAPTER_FILE = "adapter_model.safetensors"
 
 _SMALL = 50_000_000
 """Below so many parameters a CPU gains nothing from half precision."""
@@ -41,7 +44,11 @@ class Loaded:
 
 
 def load(base: str | Path, adapter: str | Path | None = None, dtype: DtypeName = "auto") -> Loaded:
-    """The model of a folder or name; an adapter is merged into its base, which its folder may name."""
+    """The model of a folder or name; an adapter is merged into its base, which its folder may name.
+
+    Raises:
+        UserError: what is there is damaged or missing, or merged it would answer otherwise.
+    """
     folder = resolve(base)
     if (folder / "adapter_config.json").is_file():
         if adapter is not None:
@@ -51,13 +58,23 @@ def load(base: str | Path, adapter: str | Path | None = None, dtype: DtypeName =
     if adapter is None:
         return Loaded(model.eval(), load_tokenizer(folder), folder)
     at = Path(adapter)
-    merged = load_adapter(model, folder, at).merge_and_unload()
-    return Loaded(merged.eval(), load_tokenizer(at), at)
+    tokenizer = load_tokenizer(at)
+    return Loaded(merge(load_adapter(model, folder, at), tokenizer, at).model.eval(), tokenizer, at)
 
 
-def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """The weights of a folder, on the GPU where there is one. Nothing that runs code is read."""
+def load_model(folder: Path, dtype: torch.dtype, *, four_bit: bool = False) -> PreTrainedModel:
+    """The weights of a folder, on the GPU where there is one. Nothing that runs code is read.
+
+    `four_bit`: linear layers in double-quantised nf4 (Dettmers et al. 2023), to train an adapter over.
+    """
     logging.disable_progress_bar()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    nf4 = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
     with _one_line(folder):
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -66,10 +83,12 @@ def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
             trust_remote_code=False,
             local_files_only=True,
             output_loading_info=True,
+            quantization_config=nf4 if four_bit else None,
+            device_map={"": device} if four_bit else None,
         )
     if info["missing_keys"]:  # they would be random
         raise UserError(f"{folder}: its weights lack {min(info['missing_keys'])}; fetch or make it again")
-    loaded: PreTrainedModel = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    loaded: PreTrainedModel = model if four_bit else model.to(device)
     return loaded
 
 
@@ -83,11 +102,12 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def load_adapter(model: PreTrainedModel, base: Path, adapter: Path, *, trainable: bool = False) -> Any:
-    """The model under its adapter, which must have been trained on that base."""
+    """The model under its adapter, which must be whole and have been trained on that base."""
     from peft import PeftModel  # a second to import, and only for adapters
 
-    if not (adapter / "adapter_config.json").is_file():
-        raise UserError(f"{adapter}: no adapter here (adapter_config.json is missing)")
+    for file in ("adapter_config.json", ADAPTER_FILE):
+        if not (adapter / file).is_file():
+            raise UserError(f"{adapter}: no adapter here ({file} is missing)")
     known = adapter / BASE_FILE
     with _one_line(known):
         other = known.is_file() and json.loads(known.read_text())["digest"] != digest(base)
@@ -95,9 +115,24 @@ def load_adapter(model: PreTrainedModel, base: Path, adapter: Path, *, trainable
         raise UserError(f"{adapter}: trained on another base than {base} (its weights differ)")
     with _one_line(adapter):
         try:
-            return PeftModel.from_pretrained(model, adapter, is_trainable=trainable, local_files_only=True)
+            wrapped = PeftModel.from_pretrained(model, adapter, is_trainable=trainable, local_files_only=True)
         except (RuntimeError, ValueError) as error:  # sizes differ; no such layers
             raise UserError(f"{adapter}: made for another base than {base}") from error
+    _check_whole(wrapped, adapter / ADAPTER_FILE, base)
+    return wrapped
+
+
+def _check_whole(model: Any, file: Path, base: Path) -> None:
+    """Refuse an adapter that lacks weights or has some for layers that aren't there: the library passes over both."""
+    from peft import get_peft_model_state_dict
+
+    wanted = get_peft_model_state_dict(model, save_embedding_layers=False).keys()
+    with safe_open(file, "pt") as weights:
+        found = set(weights.keys())
+    if lacking := wanted - found:
+        raise UserError(f"{file}: damaged: it lacks {min(lacking)}; fetch or train it again")
+    if foreign := found - wanted - model.state_dict().keys():
+        raise UserError(f"{file.parent}: made for another base than {base}, which has no {min(foreign)}")
 
 
 def base_of(adapter: Path) -> Path:

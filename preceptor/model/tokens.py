@@ -2,10 +2,11 @@
 
 The answer is encoded on its own after the prompt that generation starts from, so the tokens that are learnt
 are those that a model would have to generate. A text too long is cut inside the patient's record; what
-cannot be cut there is refused. The end of an answer, which teaches a model to stop, is never lost.
+cannot be cut there is refused. The end of an answer, which teaches a model to stop, is never lost. Whether it
+thinks first is a default of the chat template, which is saved with it: whoever serves it asks as it was taught.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -19,6 +20,13 @@ IGNORED = -100
 """Label of a token that carries no loss."""
 
 _OPEN, _CLOSE = "<record>", "</record>"
+_THINK, _THOUGHT_NOTHING = "<think>", "\n</think>\n\n"
+"""How thinking begins, and how it ends at once, as Qwen's templates write it."""
+_DEFAULTS = {
+    on: f"{{%- set enable_thinking = enable_thinking if enable_thinking is defined else {word} %}}"
+    for on, word in ((True, "true"), (False, "false"))
+}
+"""First words of a chat template, which say what it does if nobody says otherwise."""
 
 
 class TooLongError(ValueError):
@@ -64,8 +72,9 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], 
 
 def example(tokenizer: PreTrainedTokenizerBase, row: Row, max_length: int) -> Example:
     """The tokens and labels to train on, at most `max_length` of them; `TooLongError` where that can't be."""
-    answer = [*_encode(tokenizer, harmless(tokenizer, row.answer)), end_of_turn(tokenizer)]
-    whole = _render(tokenizer, row.messages)
+    shown = _shown(tokenizer, row.messages)
+    answer = [*_encode(tokenizer, _following(shown, harmless(tokenizer, row.answer))), end_of_turn(tokenizer)]
+    whole = _encode(tokenizer, shown)
     room = max_length - len(answer)
     if len(whole) <= room:
         return Example(whole + answer, [IGNORED] * len(whole) + answer)
@@ -73,6 +82,28 @@ def example(tokenizer: PreTrainedTokenizerBase, row: Row, max_length: int) -> Ex
         raise TooLongError(f"the answer alone is {len(answer)} tokens where {max_length} fit")
     prompt = prompt_ids(tokenizer, row.messages, room)
     return Example(prompt + answer, [IGNORED] * len(prompt) + answer, cut=True)
+
+
+def learnt(tokenizer: PreTrainedTokenizerBase, row: Row) -> str:
+    """The text of a row's answer as it is tokenised: what follows a prompt that may have begun to think."""
+    return _following(_shown(tokenizer, row.messages), harmless(tokenizer, row.answer))
+
+
+def thinks(rows: Iterable[Row]) -> bool:
+    """Whether answers begin with thinking: any, for a prompt that rules it out fits none of these."""
+    return any(row.answer.lstrip().startswith(_THINK) for row in rows)
+
+
+def with_thinking(tokenizer: PreTrainedTokenizerBase, on: bool) -> None:
+    """Make thinking, or none, what the chat template asks for by default; it is saved with the tokenizer.
+
+    A template without the switch (`enable_thinking`) stays as it is.
+    """
+    template = tokenizer.chat_template
+    if isinstance(template, str) and "enable_thinking" in template:
+        for default in _DEFAULTS.values():
+            template = template.removeprefix(default)
+        tokenizer.chat_template = _DEFAULTS[on] + template
 
 
 def harmless(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
@@ -118,8 +149,37 @@ def _record(messages: Sequence[Message]) -> tuple[int, int, int]:
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+    return _encode(tokenizer, _shown(tokenizer, messages))
+
+
+def _shown(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
+    """The prompt as text. Where a template has no system role, its words go before the first user's."""
     turns = [{"role": m.role, "content": harmless(tokenizer, m.content)} for m in messages]
-    return _encode(tokenizer, _template(tokenizer, turns, generation_prompt=True))
+    if [turn["role"] for turn in turns[:2]] == ["system", "user"] and not _takes_system(tokenizer):
+        turns[:2] = [{"role": "user", "content": "\n\n".join(turn["content"] for turn in turns[:2])}]
+    return _template(tokenizer, turns, generation_prompt=True)
+
+
+@lru_cache(maxsize=4)
+def _takes_system(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a chat template shows what the system says: some refuse it, some leave it out without a word."""
+    mark = "preceptor"
+    turns = [{"role": "system", "content": mark}, {"role": "user", "content": "?"}]
+    try:
+        return mark in _template(tokenizer, turns, generation_prompt=True)
+    except UserError:
+        return False
+
+
+def _following(prompt: str, answer: str) -> str:
+    """The answer as a model goes on from a prompt that may end in the mark that opens its thinking."""
+    bare = prompt.rstrip()
+    if not bare.endswith(_THINK):
+        return answer
+    thought = answer.lstrip()
+    if not thought.startswith(_THINK):
+        return _THOUGHT_NOTHING + answer
+    return thought.removeprefix(_THINK).removeprefix(prompt[len(bare) :])
 
 
 def _template(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], *, generation_prompt: bool) -> str:

@@ -67,7 +67,7 @@ class Config(StageConfig):
             *([] if ours else [Need("elsewhere", paths=tuple(self.predictions.values()))]),
             *([Need("names", paths=(self.names,))] if self.names else []),
             Need("rows", files=("rows.jsonl",), required=False),
-            Need("curve.jsonl", required=False),
+            Need("metrics.jsonl", required=False),
             Need("target", files=("target.jsonl",), required=False),
         )
 
@@ -128,7 +128,7 @@ def run(config: Config, context: Context) -> Mapping[str, Any]:
     told = page.Beside(
         notices=notices,
         borrowed=bool(evaluator.borrowed),
-        curve=_losses(None if summary.student in config.predictions else context.optional("curve.jsonl")),
+        curve=_losses(None if summary.student in config.predictions else context.optional("metrics.jsonl")),
         dangers=page.dangers(evaluator.cases, said),
         normaliser=normaliser if config.task == "diagnosis" else None,
     )
@@ -152,14 +152,14 @@ def _yardsticks(rows: Path | None, cases: Sequence[Case]) -> Iterator[Prediction
 
 def _trained(context: Context) -> str:
     """The last section that trained, by whose name its model may go; empty if none did."""
-    curve = context.optional("curve.jsonl")
-    return curve.parent.name if curve else ""
+    metrics = context.optional("metrics.jsonl")
+    return metrics.parent.name if metrics else ""
 
 
 def _losses(path: Path | None) -> list[tuple[int, float]]:
     """The steps of the student's training with their losses."""
     lines = path.read_text("utf-8").splitlines() if path else []
-    return [(point["step"], point["loss"]) for point in map(json.loads, lines)]
+    return [(point["step"], point["loss"]) for point in map(json.loads, lines) if "loss" in point]
 
 
 def _answered(cases: Iterable[Case], predictions: Callable[[], Iterator[Prediction]], wrong: str) -> list[Case]:

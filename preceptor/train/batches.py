@@ -8,11 +8,11 @@ carry positions that start anew at each document and no mask either: that alone 
 import math
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
-from torch.utils.data import BatchSampler
+from torch.utils.data import BatchSampler, DataLoader
 
 from preceptor.model.tokens import IGNORED, Example
 
@@ -55,24 +55,42 @@ def pack(examples: Sequence[Example]) -> list[Packed]:
     return [Packed(row["ids"], row["labels"], row["weights"], row["seq_lengths"]) for row in packed]
 
 
-class Batches(BatchSampler):
-    """Row numbers of each batch, a pure function of seed and epoch, so that a resumed run sees the same."""
+class Rows(Sequence[Packed]):
+    """The rows by number. Row ~n is row n as if nothing in it were to learn: it fills a batch that others have."""
 
-    def __init__(self, rows: Sequence[Packed], batch_size: int, seed: int) -> None:
+    def __init__(self, rows: Sequence[Packed]) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, at: Any) -> Any:
+        row = self._rows[at if at >= 0 else ~at]
+        return row if at >= 0 else replace(row, labels=[IGNORED] * len(row.ids), weights=[0.0] * len(row.ids))
+
+
+class Batches(BatchSampler):
+    """Row numbers of each batch, a pure function of seed and epoch, so that a resumed run sees the same.
+
+    Of several devices each takes every n-th batch, so that together they see what one alone would. Where the last
+    batches don't go round, the others get a row with nothing to learn.
+    """
+
+    def __init__(self, rows: Sequence[Packed], batch_size: int, seed: int, rank: int = 0, devices: int = 1) -> None:
         """`batch_size` counts examples; packed rows hold several each."""
         examples = sum(len(row.lengths) for row in rows)
         self.batch_size = max(1, round(batch_size * len(rows) / examples))
         self.drop_last = False
         self.epoch = 0
         self._lengths = [len(row.ids) for row in rows]
-        self._seed = seed
+        self._seed, self._rank, self._devices = seed, rank, devices
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch's order."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return math.ceil(len(self._lengths) / self.batch_size)
+        return math.ceil(math.ceil(len(self._lengths) / self.batch_size) / self._devices)
 
     def __iter__(self) -> Iterator[list[int]]:
         dice = random.Random(f"{self._seed} {self.epoch}")
@@ -84,7 +102,19 @@ class Batches(BatchSampler):
             near = sorted(order[start : start + pool], key=self._lengths.__getitem__)
             batches += [near[at : at + self.batch_size] for at in range(0, len(near), self.batch_size)]
         dice.shuffle(batches)
-        yield from batches
+        batches += [[~batches[0][0]]] * (-len(batches) % self._devices)
+        yield from batches[self._rank :: self._devices]
+
+
+class Loader(DataLoader[Packed]):
+    """The batches as tensors; the trainer tells it the epoch."""
+
+    def __init__(self, rows: Sequence[Packed], batches: Batches) -> None:
+        super().__init__(Rows(rows), batch_sampler=batches, collate_fn=collate)  # type: ignore[arg-type]  # a Dataset by duck
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch's order."""
+        cast(Batches, self.batch_sampler).set_epoch(epoch)
 
 
 def collate(rows: Sequence[Packed]) -> dict[str, Any]:
@@ -94,7 +124,7 @@ def collate(rows: Sequence[Packed]) -> dict[str, Any]:
         "input_ids": torch.tensor([row.ids + [0] * (width - len(row.ids)) for row in rows]),
         "labels": torch.tensor([row.labels + [IGNORED] * (width - len(row.ids)) for row in rows]),
         "weights": torch.tensor([row.weights + [0.0] * (width - len(row.ids)) for row in rows]),
-        "tokens": sum(len(row.ids) for row in rows),
+        "tokens": sum(len(row.ids) for row in rows if any(row.weights)),
     }
     if any(len(row.lengths) > 1 for row in rows):
         batch["position_ids"] = torch.tensor([_positions(row.lengths, width) for row in rows])

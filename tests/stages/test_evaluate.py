@@ -51,8 +51,8 @@ def ran(
         inputs["rows"] = (wrote("rows.jsonl", rows),)
     if trained:
         (folder / trained).mkdir()
-        inputs["curve.jsonl"] = (folder / trained / "curve.jsonl",)
-        inputs["curve.jsonl"][0].write_text('{"step": 1, "loss": 2.5}\n')
+        inputs["metrics.jsonl"] = (folder / trained / "curve.jsonl",)
+        inputs["metrics.jsonl"][0].write_text('{"step": 1, "loss": 2.5}\n')
     screen = Console(file=StringIO(), width=110)
     context = Context(
         recipe="quickstart",

@@ -14,18 +14,18 @@ from preceptor.train.sft import train
 from tests.model import tiny
 
 ROWS = [tiny.row(number) for number in range(12)]
-CONFIG = SftConfig(method="full", batch_size=4, epochs=2, lr=1e-3, checkpoint_steps=1)
+CONFIG = SftConfig(method="full", batch_size=4, epochs=2, lr=1e-3, accumulation=1, checkpoint_steps=1)
 
 KILLED = """
 import os, signal, sys, torch
 from pathlib import Path
 torch.set_num_threads(1)
-from preceptor.train.sft import train
+from preceptor.train.sft import On, train
 from tests.train.test_kill import CONFIG, ROWS
 def kill(step, total, values):
     if step == 5:
         os.kill(os.getpid(), signal.SIGKILL)
-train(Path(sys.argv[1]), ROWS, Path(sys.argv[2]), CONFIG, kill)
+train(Path(sys.argv[1]), ROWS, Path(sys.argv[2]), CONFIG, on=On(kill))
 """
 
 

@@ -1,5 +1,6 @@
 """A run that stopped and goes on ends with the weights of one that nobody touched."""
 
+import json
 from functools import cache
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from preceptor.train.config import SftConfig
-from preceptor.train.sft import train
+from preceptor.train.sft import On, train
 from tests.model import tiny
 
 ROWS = [tiny.row(number) for number in range(12)]
@@ -35,6 +36,11 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
     return load_file(next(out.glob("*/*.safetensors")))
 
 
+def curve(out: Path) -> list[tuple[int, float]]:
+    """Steps and their losses."""
+    return [(line["step"], line["loss"]) for line in map(json.loads, (out / "metrics.jsonl").open())]
+
+
 def same(a: Path, b: Path) -> bool:
     """Exactly equal weights."""
     left, right = weights(a), weights(b)
@@ -54,13 +60,13 @@ def test_resumed_is_exactly_unbroken(base, unbroken, tmp_path, config, at):
             raise _KillError
 
     with pytest.raises(_KillError):
-        train(base, ROWS, tmp_path / "broken", config, stop)
+        train(base, ROWS, tmp_path / "broken", config, on=On(stop))
     half = tmp_path / "broken" / "checkpoints" / f"checkpoint-{at}"
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"torn")  # as a kill leaves it
     steps = []
-    train(base, ROWS, tmp_path / "broken", config, lambda step, total, values: steps.append(step))
+    train(base, ROWS, tmp_path / "broken", config, on=On(lambda step, total, values: steps.append(step)))
     assert steps[0] == at
     assert steps[-1] >= 5
     assert same(unbroken(config), tmp_path / "broken")
-    assert (tmp_path / "broken" / "curve.jsonl").read_text() == (unbroken(config) / "curve.jsonl").read_text()
+    assert curve(tmp_path / "broken") == curve(unbroken(config))

@@ -11,9 +11,9 @@ from preceptor.core.errors import UserError, WorkError
 from preceptor.core.records import Request, Sampling
 from preceptor.model import load
 from preceptor.model.generate import generate
-from preceptor.train import sft
+from preceptor.train import sft, trainer
 from preceptor.train.config import SftConfig
-from preceptor.train.sft import train
+from preceptor.train.sft import On, train
 from tests.model import tiny
 
 ROWS = [tiny.row(number) for number in range(12)]
@@ -31,16 +31,13 @@ def test_training_lowers_the_loss_and_leaves_a_model(base, tmp_path, config):
     """An adapter or a model that the loader takes; the numbers that a run wants."""
     logged = []
     config = config.model_copy(update={"epochs": 10, "lr": 5e-3, "checkpoint_steps": 50})
-    metrics = train(base, ROWS, tmp_path, config, lambda *args: logged.append(args), validation=ROWS[:3])
+    metrics = train(base, ROWS, tmp_path, config, on=On(lambda *args: args[2] and logged.append(args)))
     assert logged[-1][2]["loss"] < 0.7 * logged[0][2]["loss"]
-    assert logged[0][2].keys() >= {"loss", "lr", "tokens_per_second"}
+    assert logged[0][2].keys() == {"loss", "lr", "tokens_per_second", "memory"}
     assert metrics["steps"] == logged[-1][1]
-    assert metrics["validation_loss"] < logged[0][2]["loss"]
     assert (metrics["rows"], metrics["refused"], metrics["cut"]) == (12, 0, 0)
-    curve = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
-    assert [point["step"] for point in curve] == [step for step, *_ in logged]
-    assert [point["loss"] for point in curve] == [values["loss"] for *_, values in logged]
-    assert curve[-1]["step"] % 50 or "validation_loss" in curve[-1]
+    curve = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert curve == [{"step": step, **values} for step, _, values in logged]
     folder = tmp_path / ("adapter" if config.method == "lora" else "model")
     assert (folder / "chat_template.jinja").is_file()
     assert not [*tmp_path.glob("*.part"), *folder.glob("*.bin")]
@@ -92,7 +89,7 @@ def test_rows_that_do_not_fit_are_named(base, tmp_path):
     refused = []
     rows = [*ROWS[:4], tiny.row(1, answer="咳嗽" * 300), tiny.row(2, record="发热，" * 300)]
     config = LORA.model_copy(update={"epochs": 1, "max_length": 250})
-    metrics = train(base, rows, tmp_path, config, on_refused=lambda row, why: refused.append((row.id, why)))
+    metrics = train(base, rows, tmp_path, config, on=On(refused=lambda row, why: refused.append((row.id, why))))
     assert (metrics["rows"], metrics["refused"], metrics["cut"]) == (5, 1, 1)
     assert refused[0][0] == "r1"
     with pytest.raises(UserError, match="none of 6 rows fits 20 tokens"):
@@ -105,7 +102,7 @@ def test_a_loss_that_is_no_number_stops_the_work(tmp_path):
     with torch.no_grad():
         broken.model.norm.weight.fill_(float("nan"))
     folder = tiny.save(broken, tmp_path / "base")
-    with pytest.raises(WorkError, match="the loss is nan at step 1") as caught:
+    with pytest.raises(WorkError, match="the loss is nan and its gradient .* at step 1: lower the learning rate") as caught:
         train(folder, ROWS, tmp_path / "out", FULL)
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / "out").glob("checkpoints/*"))
@@ -114,11 +111,11 @@ def test_a_loss_that_is_no_number_stops_the_work(tmp_path):
 def test_models_that_change_their_logits_are_refused():
     """Our loss reads the head's weight alone."""
     model = tiny.qwen()
-    sft._check_head(model)
+    trainer._check_head(model)
     plain = model.lm_head.forward
     model.lm_head.forward = lambda states: torch.tanh(plain(states) / 5) * 5
     with pytest.raises(UserError, match="changes its logits"):
-        sft._check_head(model)
+        trainer._check_head(model)
 
 
 def test_end_is_learnt(base, tmp_path):
