@@ -125,7 +125,8 @@ def _healthai(row: Mapping[str, Any], source: str) -> Case:
             used.append("bingli_json")
         elif gold is None:
             raise BadRow("bingli_json", written.detail.replace("the reply", "it"))
-    return case_of(row, source, text, used, gold, meta=meta)
+    case = case_of(row, source, text, used, gold, meta=meta)
+    return case if case.text == text else case.model_copy(update={"meta": case.meta | {"feature_content": text}})
 
 
 def _asked(row: Mapping[str, Any], source: str, question: str, think: str, said: str) -> Case:

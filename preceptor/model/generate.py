@@ -29,6 +29,8 @@ class _Row:
     """Tokens it may still take: what was asked for, and what the model's context leaves."""
     dice: random.Random
     finish: str = ""
+    opened: str = ""
+    """What the prompt has begun of the reply: to whoever reads it, thinking has then begun."""
     written: list[bytes] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     alternatives: list[tuple[tuple[bytes, float], ...]] = field(default_factory=list)
@@ -56,7 +58,8 @@ def _row(loaded: Loaded, request: Request) -> _Row:
         prompt = tokens.prompt_ids(loaded.tokenizer, request.messages, limit)
     except tokens.TooLongError:
         return _Row(request, [], 0, dice, finish="length")
-    return _Row(request, prompt, min(wanted, loaded.context - len(prompt)), dice)
+    opened = tokens.opening(loaded.tokenizer, request.messages)
+    return _Row(request, prompt, min(wanted, loaded.context - len(prompt)), dice, opened=opened)
 
 
 def _batches(rows: Sequence[_Row], batch_tokens: int) -> Iterator[list[_Row]]:
@@ -217,11 +220,13 @@ def _stop(row: _Row) -> bool:
 
 def _reply(row: _Row) -> Reply:
     written = pieces.readable(row.written)
+    opened = (Token(utf8=row.opened.encode(), logprob=None),) if row.opened and row.logprobs else ()
     return Reply(
-        text=b"".join(written).decode(),
+        text=row.opened + b"".join(written).decode(),
         finish="length" if row.finish == "length" else "stop",
         usage=Usage(prompt_tokens=len(row.prompt), completion_tokens=row.spent),
-        tokens=tuple(
+        tokens=opened
+        + tuple(
             Token(utf8=text, logprob=logprob, alternatives=alternatives)
             for text, logprob, alternatives in zip(written, row.logprobs, row.alternatives, strict=False)
         ),

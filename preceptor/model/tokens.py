@@ -89,6 +89,13 @@ def learnt(tokenizer: PreTrainedTokenizerBase, row: Row) -> str:
     return _following(_shown(tokenizer, row.messages), harmless(tokenizer, row.answer))
 
 
+def opening(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
+    """What the prompt has already begun of the answer: the mark that opens the thinking, or nothing."""
+    shown = _shown(tokenizer, messages)
+    bare = shown.rstrip()
+    return f"{_THINK}{shown[len(bare) :]}" if bare.endswith(_THINK) else ""
+
+
 def thinks(rows: Iterable[Row]) -> bool:
     """Whether answers begin with thinking: any, for a prompt that rules it out fits none of these."""
     return any(row.answer.lstrip().startswith(_THINK) for row in rows)

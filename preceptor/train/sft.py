@@ -22,7 +22,7 @@ from preceptor.core.errors import UserError, WorkError
 from preceptor.core.records import Row
 from preceptor.model import load, tokens
 from preceptor.model.resolve import digest, resolve
-from preceptor.train import checkpoints
+from preceptor.train import checkpoints, world
 from preceptor.train.batches import collate, pack
 from preceptor.train.batches import rows as unpacked
 from preceptor.train.config import SftConfig
@@ -46,6 +46,8 @@ class On:
     """A row that can't be made to fit, and why."""
     damage: Callable[[str], None] = _silent
     """A line on what was found damaged, and is done without."""
+    spare: Callable[[str], None] = _silent
+    """A line on devices that are not used."""
 
 
 _NOBODY = On()
@@ -69,11 +71,12 @@ def train(
         UserError: nothing fits, or what is asked for can't be had here.
         WorkError: memory ran out, the loss is no number, or no checkpoint is whole.
     """
-    args = _arguments(out / "checkpoints", config, graded=validation is not None)
-    set_seed(config.seed)
     folder = resolve(base)
     compute = load.torch_dtype(folder)
-    args.bf16 = compute == torch.bfloat16
+    args = _arguments(out / "checkpoints", config, compute, graded=validation is not None)
+    if args.world_size == 1 and (gpus := torch.cuda.device_count()) > 1:
+        on.spare(f"1 of {gpus} GPUs is used; for all: torchrun --nproc_per_node {gpus} -m preceptor sft RECIPE")
+    set_seed(config.seed)
     tokenizer = load.load_tokenizer(folder)
     tokens.with_thinking(tokenizer, on=tokens.thinks(rows))
     examples = _examples(tokenizer, rows, config, on.refused)
@@ -91,17 +94,16 @@ def train(
             train_dataset=pack(examples) if config.packing else unpacked(examples),
             eval_dataset=validation[0] if validation else None,
             data_collator=collate,
-            processing_class=tokenizer,
             config=config,
             validation=Validation(*validation, tokenizer, folder) if validation else None,
         )
         trainer.remove_callback(PrinterCallback)
-        watching = Watching(trainer, config, on.step, out / METRICS, partial(_finish, model))
+        watching = Watching(trainer, config, on.step, out / METRICS, partial(_finish, model, tokenizer))
         trainer.add_callback(watching)
         start = time.perf_counter()
         _learn(trainer, watching, on.damage)
     seconds = time.perf_counter() - start
-    del language_model.forward
+    del language_model.forward, language_model.get_output_embeddings().forward
     _write(trainer, tokenizer, out, compute)
     graded = {entry["step"]: entry[GRADE] for entry in trainer.state.log_history if GRADE in entry}
     chosen = {"chosen_step": float(trainer.state.best_global_step or trainer.state.global_step)}
@@ -120,7 +122,7 @@ def train(
     }
 
 
-def _arguments(folder: Path, config: SftConfig, *, graded: bool) -> TrainingArguments:
+def _arguments(folder: Path, config: SftConfig, compute: torch.dtype, *, graded: bool) -> TrainingArguments:
     """What the library is told.
 
     Raises:
@@ -142,6 +144,8 @@ def _arguments(folder: Path, config: SftConfig, *, graded: bool) -> TrainingArgu
         optim=_OPTIMIZERS[config.optimizer],
         seed=config.seed,
         use_cpu=not gpu,
+        bf16=compute == torch.bfloat16,
+        ddp_find_unused_parameters=False,
         remove_unused_columns=False,
         eval_strategy="steps" if graded else "no",
         eval_steps=config.checkpoint_steps,
@@ -153,6 +157,8 @@ def _arguments(folder: Path, config: SftConfig, *, graded: bool) -> TrainingArgu
         logging_first_step=True,
         logging_nan_inf_filter=False,
         disable_tqdm=True,
+        log_level="error",
+        log_level_replica="error",
         report_to=list(config.report_to) or "none",
         run_name=f"{folder.parents[1].name}/{folder.parent.name}",
     )
@@ -270,6 +276,11 @@ def _memory() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
+        if world.size() > 1 and (isinstance(error, torch.distributed.DistError) or "gloo" in str(error)):
+            raise WorkError(
+                f"one of the {world.size()} processes is gone, so the others end; the same command goes on from the "
+                "last checkpoint"
+            ) from error
         if isinstance(error, RuntimeError) and not (
             isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
         ):
@@ -280,8 +291,9 @@ def _memory() -> Iterator[None]:
         ) from error
 
 
-def _finish(model: Any, folder: Path) -> None:
-    """What an adapter's folder says beside its weights: by which base it was trained."""
+def _finish(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """What a folder holds beside the weights: the tokenizer, and of an adapter which base it was trained over."""
+    tokenizer.save_pretrained(folder)
     if not isinstance(model, PreTrainedModel):
         under = digest(resolve(model.peft_config["default"].base_model_name_or_path))
         (folder / load.BASE_FILE).write_text(json.dumps({"digest": under}) + "\n", "utf-8")
@@ -302,8 +314,7 @@ def _write(trainer: SftTrainer, tokenizer: PreTrainedTokenizerBase, out: Path, c
         config = json.loads((beside / "config.json").read_text("utf-8"))
         config["dtype"] = str(compute).removeprefix("torch.")
         (beside / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-    _finish(model, beside)
-    tokenizer.save_pretrained(beside)
+    _finish(model, tokenizer, beside)
     shutil.rmtree(final, ignore_errors=True)
     beside.rename(final)
 

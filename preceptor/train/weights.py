@@ -24,7 +24,7 @@ def token_weights(
         return prompt + [1.0] * learnt
     if not tokenizer.is_fast:
         raise UserError(f"{tokenizer.name_or_path}: a tokenizer that can't say where tokens stand; leave out weights")
-    text = tokens.harmless(tokenizer, row.answer)
+    text = tokens.learnt(tokenizer, row)
     places = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     spans = [(start, end, getattr(by, field)) for field, start, end in fields(text)]
     return [*prompt, *(_weight(place, spans, by.syntax) for place in places), by.syntax]

@@ -99,6 +99,15 @@ def test_a_submission():
     assert (blank.gold, blank.gold_source) == (None, None)
 
 
+def test_a_record_goes_back_as_the_file_had_it():
+    """Only where it was changed on the way in is it kept beside the text."""
+    raw = "主诉: 咳嗽 \r\n现病史: \n"
+    case = LAYOUTS["healthai"]({"id": 1, "feature_content": raw})
+    assert case.text != raw
+    assert case.meta == {"feature_content": raw}
+    assert LAYOUTS["healthai"]({"id": 1, "feature_content": "主诉: 咳嗽"}).meta == {}
+
+
 @pytest.mark.parametrize("name", ASKED)
 def test_a_question_with_its_answer(name):
     case = LAYOUTS[name](ROWS[name] | {"extra": [1]})

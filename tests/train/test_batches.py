@@ -10,7 +10,7 @@ from preceptor.model.tokens import IGNORED, Example, end_of_turn, example
 from preceptor.train.batches import Batches, collate, pack
 from preceptor.train.batches import rows as unpacked
 from preceptor.train.loss import chunked_cross_entropy
-from preceptor.train.trainer import loss
+from preceptor.train.trainer import learns
 from tests.model import tiny
 
 ROWS = [tiny.row(number) for number in range(12)]
@@ -25,7 +25,8 @@ def examples() -> list[Example]:
 def loss_of(model, rows) -> torch.Tensor:
     """Training's loss of a batch, through training's own forward."""
     batch = collate(rows)
-    return loss(model, batch["input_ids"], batch["labels"], batch.get("position_ids"))
+    learns(model)
+    return model(batch["input_ids"], batch["labels"], batch.get("position_ids"))
 
 
 @pytest.mark.parametrize("make", [tiny.qwen, tiny.llama])

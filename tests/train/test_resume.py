@@ -16,6 +16,8 @@ ROWS = [tiny.row(number) for number in range(12)]
 LORA = SftConfig(batch_size=4, epochs=2, lr=1e-3, dropout=0.1, rank=2, checkpoint_steps=1)
 FULL = LORA.model_copy(update={"method": "full", "dropout": 0.0, "embedding_lr": 5e-3})
 PACKED = FULL.model_copy(update={"packing": True, "batch_size": 5})
+QLORA = LORA.model_copy(update={"method": "qlora", "optimizer": "adamw_8bit", "gradient_checkpointing": True})
+ACCUMULATED = LORA.model_copy(update={"batch_size": 2, "accumulation": 4, "epochs": 3})
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,7 @@ class _KillError(Exception):
     """Stands for a kill that leaves checkpoints behind."""
 
 
-@pytest.mark.parametrize(("config", "at"), [(LORA, 4), (LORA, 5), (FULL, 3), (PACKED, 4)])
+@pytest.mark.parametrize(("config", "at"), [(LORA, 4), (LORA, 5), (FULL, 3), (PACKED, 4), (QLORA, 4), (ACCUMULATED, 4)])
 def test_resumed_is_exactly_unbroken(base, unbroken, tmp_path, config, at):
     """Six steps, against some and a resume, at an epoch's end or amid one: equal to the last bit."""
 

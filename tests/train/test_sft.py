@@ -26,7 +26,16 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
     return load_file(next(out.glob("*/*.safetensors")))
 
 
-@pytest.mark.parametrize("config", [LORA, FULL, FULL.model_copy(update={"packing": True, "accumulation": 2})])
+@pytest.mark.parametrize(
+    "config",
+    [
+        LORA,
+        FULL,
+        FULL.model_copy(update={"packing": True, "accumulation": 2}),
+        FULL.model_copy(update={"optimizer": "adamw_8bit"}),
+        LORA.model_copy(update={"method": "qlora"}),
+    ],
+)
 def test_training_lowers_the_loss_and_leaves_a_model(base, tmp_path, config):
     """An adapter or a model that the loader takes; the numbers that a run wants."""
     logged = []
@@ -38,12 +47,57 @@ def test_training_lowers_the_loss_and_leaves_a_model(base, tmp_path, config):
     assert (metrics["rows"], metrics["refused"], metrics["cut"]) == (12, 0, 0)
     curve = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert curve == [{"step": step, **values} for step, _, values in logged]
-    folder = tmp_path / ("adapter" if config.method == "lora" else "model")
+    folder = tmp_path / ("model" if config.method == "full" else "adapter")
     assert (folder / "chat_template.jinja").is_file()
     assert not [*tmp_path.glob("*.part"), *folder.glob("*.bin")]
+    if config.method == "full":  # others who serve it must know where an answer ends
+        assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == 2
     loaded = load.load(folder)
     (reply,) = generate(loaded, [Request(messages=ROWS[0].messages, sampling=Sampling(max_tokens=8))])
     assert reply.usage.completion_tokens
+
+
+def test_activations_computed_twice_change_nothing(base, tmp_path):
+    """The same losses, with or without."""
+    losses = []
+    for name, config in (("once", FULL), ("twice", FULL.model_copy(update={"gradient_checkpointing": True}))):
+        train(base, ROWS, tmp_path / name, config)
+        losses.append([json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").open()])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_a_base_in_four_bits_learns_an_adapter_for_the_whole_one(base, tmp_path):
+    """Its linear layers are half-bytes; the adapter names the base as it is on disk, and goes on there."""
+    config = LORA.model_copy(update={"method": "qlora"})
+    under = sft._student(base, base, load.load_tokenizer(base), config, torch.float32).get_base_model()
+    layer = under.model.layers[0].mlp.up_proj.base_layer
+    assert (layer.weight.dtype, layer.weight.numel()) == (torch.uint8, 32 * 48 // 2)
+    assert under.get_output_embeddings().weight.dtype == torch.float32
+    train(base, ROWS, tmp_path, config)
+    told = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert told["base_model_name_or_path"] == str(base.resolve())
+    train(tmp_path / "adapter", ROWS, tmp_path / "more", LORA)
+
+
+@pytest.mark.parametrize(
+    ("update", "line"),
+    [
+        ({"optimizer": "paged_adamw_8bit"}, "paged_adamw_8bit moves between a GPU's memory"),
+        ({"report_to": ("swanlab",)}, "report_to: needs swanlab, which is not installed: pip install swanlab"),
+        ({"devices": 2}, "devices: 2 were asked for, and 1 is here; start with: torchrun --nproc_per_node 2"),
+    ],
+)
+def test_what_cannot_be_had_here_is_said_first(base, tmp_path, update, line):
+    with pytest.raises(UserError, match=line):
+        train(base, ROWS, tmp_path, LORA.model_copy(update=update))
+
+
+def test_methods_have_their_own_defaults():
+    """As the founding documents train."""
+    lora, full = SftConfig(), SftConfig(method="full")
+    assert (lora.rank, lora.alpha, lora.dropout, lora.lr, lora.epochs, lora.accumulation) == (64, 128, 0.1, 2e-4, 3, 1)
+    assert (full.lr, full.epochs, full.accumulation) == (5e-6, 1, 8)
+    assert SftConfig(method="full", lr=1e-3).lr == 1e-3
 
 
 def test_embeddings_learn_at_a_rate_of_their_own(base, tmp_path):

@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from preceptor.model.tokens import IGNORED, example
 from preceptor.tasks.diagnosis import fields
-from preceptor.train import sft
+from preceptor.train import sft, trainer
 from preceptor.train.batches import collate, pack
 from preceptor.train.batches import rows as unpacked
 from preceptor.train.config import SftConfig, TokenWeights
@@ -61,7 +61,7 @@ def test_without_weights_each_answer_token_counts_one():
 def test_the_loss_is_the_weighted_mean(packing):
     """Against the model's own logits, one example at a time."""
     words, model = tiny.tokenizer(), tiny.qwen()
-    examples, _ = sft._examples(words, [tiny.row(n) for n in range(5)], SftConfig(weights=BY), None)
+    examples = sft._examples(words, [tiny.row(n) for n in range(5)], SftConfig(weights=BY), None)
     total = weighed = 0.0
     for made in examples:
         with torch.no_grad():
@@ -71,7 +71,7 @@ def test_the_loss_is_the_weighted_mean(packing):
         weights = torch.tensor(made.weights[1:])
         total, weighed = total + float(weights @ losses), weighed + float(weights.sum())
     batch = collate(pack(examples) if packing else unpacked(examples))
-    assert sft._loss(model.train(), **batch).item() == pytest.approx(total / weighed, rel=1e-4)
+    assert trainer.loss(model.train(), **batch).item() == pytest.approx(total / weighed, rel=1e-4)
 
 
 def test_a_step_over_accumulated_batches_is_the_step_over_the_whole(tmp_path):
