@@ -8,10 +8,11 @@ from torch.nn.functional import cross_entropy
 
 from preceptor.model.tokens import IGNORED, example
 from preceptor.tasks.diagnosis import fields
-from preceptor.train import sft, trainer
+from preceptor.train import sft
 from preceptor.train.batches import collate, pack
 from preceptor.train.batches import rows as unpacked
 from preceptor.train.config import SftConfig, TokenWeights
+from preceptor.train.trainer import loss
 from preceptor.train.weights import token_weights
 from tests.model import tiny
 
@@ -71,7 +72,8 @@ def test_the_loss_is_the_weighted_mean(packing):
         weights = torch.tensor(made.weights[1:])
         total, weighed = total + float(weights @ losses), weighed + float(weights.sum())
     batch = collate(pack(examples) if packing else unpacked(examples))
-    assert trainer.loss(model.train(), **batch).item() == pytest.approx(total / weighed, rel=1e-4)
+    batch.pop("tokens")
+    assert loss(model.train(), **batch).item() == pytest.approx(total / weighed, rel=1e-4)
 
 
 def test_a_step_over_accumulated_batches_is_the_step_over_the_whole(tmp_path):
