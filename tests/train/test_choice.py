@@ -97,7 +97,7 @@ def test_patience_ends_a_run_and_a_kill_after_that_changes_nothing(base, tmp_pat
     again = train(base, ROWS, tmp_path, config, (ROWS[:1], grades()))
     assert (again["steps"], again["chosen_step"]) == (4, 2)
     assert all(torch.equal(value, written[key]) for key, value in weights(tmp_path / "adapter").items())
-    with pytest.raises(UserError, match="patience: .* no validation_rows.jsonl"):
+    with pytest.raises(UserError, match=r"patience: .* no validation_rows\.jsonl"):
         train(base, ROWS, tmp_path / "none", config)
 
 
@@ -145,6 +145,7 @@ def test_a_checkpoint_of_another_shape_is_one_line(base, tmp_path):
 
 def test_memory_that_runs_out_is_one_line(base, tmp_path):
     """Real allocations that no machine has room for."""
+
     def grade(row, reply):
         return float(torch.empty(1 << 50)[0])
 

@@ -156,7 +156,7 @@ def test_a_loss_that_is_no_number_stops_the_work(tmp_path):
     with torch.no_grad():
         broken.model.norm.weight.fill_(float("nan"))
     folder = tiny.save(broken, tmp_path / "base")
-    with pytest.raises(WorkError, match="the loss is nan and its gradient .* at step 1: lower the learning rate") as caught:
+    with pytest.raises(WorkError, match=r"the loss is nan and .* at step 1: lower the learning rate") as caught:
         train(folder, ROWS, tmp_path / "out", FULL)
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / "out").glob("checkpoints/*"))
