@@ -11,4 +11,5 @@ STAGES = {
     "predict": "Models answer the held-out cases.",
     "judge": "A model judges answers by a rubric, or two models' answers in pairs.",
     "evaluate": "Answers are measured: a table and a page.",
+    "export": "A trained model leaves: merged weights, card, data sheet, a submission.",
 }

@@ -11,6 +11,7 @@ from typing import Any
 
 from preceptor.core.records import FailureKind, Reply, Request
 from preceptor.llm.completer import Completer, ProviderError
+from preceptor.tasks.prompts import act_in
 
 Generate = Callable[[Any, list[Request]], Sequence[Reply]]
 _GATHER = 0.02
@@ -92,3 +93,25 @@ class Local(Completer):
             half = len(requests) // 2
             return self._answer(requests[:half]) + self._answer(requests[half:])
         return [*replies]
+
+
+class Chain(Completer):
+    """Two models as one: the first names the diseases, the second gives the evidence for them.
+
+    `model` is the digests of both, so that stored replies serve these two weights alone.
+    """
+
+    name = Local.name
+
+    def __init__(self, diseases: Completer, evidence: Completer) -> None:
+        self.model = f"{diseases.model}+{evidence.model}"
+        self._by_act = {"diseases": diseases, "evidence": evidence}
+
+    async def complete(self, request: Request) -> Reply:
+        """The reply of the one whose act it is."""
+        return await self._by_act[act_in(request.messages) or ""].complete(request)
+
+    async def close(self) -> None:
+        """Stop both."""
+        for completer in self._by_act.values():
+            await completer.close()

@@ -2,6 +2,7 @@
 
 import json
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,11 +11,17 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
 from preceptor.core.errors import UserError
-from preceptor.model.merge import merge
+from preceptor.model.merge import check_base, merge
 from preceptor.model.resolve import digest, resolve
 
 DtypeName = Literal["auto", "float32", "bfloat16"]
@@ -54,12 +61,14 @@ def load(base: str | Path, adapter: str | Path | None = None, dtype: DtypeName =
         if adapter is not None:
             raise UserError(f"{folder}: an adapter can't be the base of another ({adapter})")
         folder, adapter = base_of(folder), folder
-    model = load_model(folder, torch_dtype(folder, dtype))
     if adapter is None:
-        return Loaded(model.eval(), load_tokenizer(folder), folder)
+        return Loaded(load_model(folder, torch_dtype(folder, dtype)).eval(), load_tokenizer(folder), folder)
     at = Path(adapter)
+    with _one_line(folder):
+        check_base(folder, at)
     tokenizer = load_tokenizer(at)
-    return Loaded(merge(load_adapter(model, folder, at), tokenizer, at).model.eval(), tokenizer, at)
+    model = load_adapter(load_model(folder, torch_dtype(folder, dtype)), folder, at)
+    return Loaded(merge(model, tokenizer, at).model.eval(), tokenizer, at)
 
 
 def load_model(folder: Path, dtype: torch.dtype, *, four_bit: bool = False) -> PreTrainedModel:
@@ -113,11 +122,13 @@ def load_adapter(model: PreTrainedModel, base: Path, adapter: Path, *, trainable
         other = known.is_file() and json.loads(known.read_text())["digest"] != digest(base)
     if other:
         raise UserError(f"{adapter}: trained on another base than {base} (its weights differ)")
-    with _one_line(adapter):
+    with _one_line(adapter), warnings.catch_warnings(action="ignore"):  # what it warns of is refused below
         try:
             wrapped = PeftModel.from_pretrained(model, adapter, is_trainable=trainable, local_files_only=True)
         except (RuntimeError, ValueError) as error:  # sizes differ; no such layers
             raise UserError(f"{adapter}: made for another base than {base}") from error
+        except TypeError as error:
+            raise UserError(f"{adapter / 'adapter_config.json'}: no adapter's: {error}") from error
     _check_whole(wrapped, adapter / ADAPTER_FILE, base)
     return wrapped
 

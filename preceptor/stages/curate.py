@@ -1,22 +1,23 @@
 """Labels become training rows: each is graded, the best of a case is learned, and what is in doubt goes to a person."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from preceptor.core.errors import UserError, WorkError
-from preceptor.core.records import Case, Diagnosis, Language, Message, Pair, Prediction, Record, Row
+from preceptor.core.records import Case, Diagnosis, Language, Pair, Prediction, Record, Row
 from preceptor.data.splits import family_key
 from preceptor.stages.base import Context, Need, Stage, StageConfig, read_records, replacing, write_records
 from preceptor.stages.fences import HELD_OUT, TARGET
+from preceptor.stages.portions import APART, VALIDATION, Labels, check_parts, golden, kept_apart
 from preceptor.stages.review_file import REVIEWER, Verdicts, Writer
-from preceptor.tasks import prompts
+from preceptor.tasks import diagnosis, prompts
 from preceptor.tasks.curation import (
     FLAGS,
     KEYS,
@@ -26,10 +27,11 @@ from preceptor.tasks.curation import (
     Dropped,
     Graded,
     Rules,
+    asked,
     choose,
     graded,
     paired,
-    written,
+    row,
 )
 
 FILES: dict[type[Record], str] = {Row: "rows.jsonl", Pair: "pairs.jsonl", Dropped: "dropped.jsonl"}
@@ -47,8 +49,13 @@ class Config(StageConfig, Rules):
     verdicts on one label the later file's counts."""
     mix: tuple[str, ...] = ()
     """Row files of earlier rounds. A case that this round decides takes none of theirs, else the last file's."""
+    gold: bool = False
+    """The answers that came with the cases are learned, and nobody's labels."""
     include_target: bool = False
     """Labels of target cases are learned too: what is trained so is transductive."""
+    validation: int = Field(default=100, ge=0)
+    """Most cases to validate the training on: validation cases with gold or, where there are none, labelled cases
+    that are then not learned, at most a tenth of them."""
 
     @field_validator("review", "mix", mode="before")
     @classmethod
@@ -58,7 +65,7 @@ class Config(StageConfig, Rules):
     def needs(self) -> tuple[Need, ...]:
         """Labels, the cases that they are about, those that may not be learned, and the user's own files."""
         return (
-            Need("predictions.jsonl", stages=("label",)),
+            *([] if self.gold else [Need("predictions.jsonl", stages=("label",))]),
             Need("train.jsonl"),
             Need(TARGET, files=("target.jsonl",), required=False),
             *(Need(name, files=(f"{name}.jsonl",), stages=("prepare",), required=False) for name in HELD_OUT),
@@ -71,24 +78,32 @@ class Config(StageConfig, Rules):
 def run(config: Config, context: Context) -> Mapping[str, Any]:
     """Writes rows.jsonl, pairs.jsonl, dropped.jsonl, review.csv, and issues.jsonl of what a reviewed file has wrong.
 
-    Each label is counted once: as a row, as dropped for a reason, or as sent to review. Of a case's labels in several
-    files the better by the grader wins, ties the later file's, whose samples are counted on.
+    Each label is counted once: as a row, as kept apart (in validation_rows.jsonl, where no gold is), as dropped for a
+    reason, or as sent to review. Of a case's labels in several files the better by the grader wins, ties the later
+    file's, whose samples are counted on.
     """
     prompt = prompts.load(config.task, config.prompt, config.language)
+    if config.part != "whole":
+        check_parts(prompt, f"{context.section}.part: {config.part}")
     verdicts = Verdicts(config)
     _check_files(context)
     for reviewed in context.inputs.get(REVIEW, ()):
         verdicts.read(reviewed)
     held = _held_out(config, context)
-    cases, labels = _cases(config, context), _Labels(context.inputs["predictions.jsonl"])
+    labels = Labels(context.inputs["train.jsonl"], Case) if config.gold else Labels(context.inputs["predictions.jsonl"])
     if config.agreement and labels.answered and not labels.voted:
-        asked = ", ".join(map(str, context.inputs["predictions.jsonl"]))
+        files = ", ".join(map(str, context.inputs["train.jsonl" if config.gold else "predictions.jsonl"]))
         raise UserError(
-            f"{context.section}.agreement: {config.agreement:g} can be held against no label, as none in {asked} says"
+            f"{context.section}.agreement: {config.agreement:g} can be held against no label, as none in {files} says"
             " how far samples agree: leave it out, or label with a strategy that draws several samples,"
             " strategy: self_consistency"
         )
-    tally = _Tally()
+    tally, most = _Tally(), min(config.validation, config.limit or config.validation)
+    known = (case for path in context.inputs.get(VALIDATION, ()) for case in read_records(path, Case))
+    validation = list(golden(known, held, most, prompt, config))
+    tally.golden = len(validation)
+    apart = {} if validation else kept_apart(_answered(config, context, labels, held), most)
+    held |= dict.fromkeys((*apart, *apart.values()), APART)
     with ExitStack() as stack:
         sinks = {
             kind: stack.enter_context(stack.enter_context(replacing(context.folder / name)).open("wb"))
@@ -101,16 +116,17 @@ def run(config: Config, context: Context) -> Mapping[str, Any]:
 
         sheet = stack.enter_context(Writer(stack.enter_context(replacing(context.folder / SHEET)), config))
         tick = stack.enter_context(context.progress(context.section, labels.count))
-        for case, choice, pairs in _curated(config, prompt, cases, labels, held, verdicts, tally):
-            tick(sum(map(len, (choice.learned, choice.review, choice.dropped))))
-            messages = prompt.render(case.text)
-            put(_row(one, messages, config) for one in choice.learned)
+        for case, choice, pairs in _curated(config, context, prompt, labels, held, verdicts, tally):
+            tick(sum(map(len, (choice.learned, choice.apart, choice.review, choice.dropped))))
+            put(row(one.label, one.answer, case.text, prompt, config) for one in choice.learned)
+            validation += [row(one.label, one.answer, case.text, prompt, config) for one in choice.apart]
             put(pairs)
             put(choice.dropped)
             for one in choice.review:
                 sheet.write(case, one, verdicts.written(one))
         put(_strangers(labels, held, tally))
-        put(_mixed(context.inputs.get(MIX, ()), prompt, held, tally))
+        put(_mixed(context.inputs.get(MIX, ()), config, prompt, held, tally))
+    write_records(context.folder / f"{APART}.jsonl", validation)
     verdicts.tell_unmet()
     write_records(context.folder / ISSUES, verdicts.issues)
     for line in tally.told(config, context, verdicts):
@@ -119,6 +135,7 @@ def run(config: Config, context: Context) -> Mapping[str, Any]:
         raise WorkError(tally.nothing(config, context))
     return {
         **tally.of,
+        "validation": {"gold": tally.golden, "labels": tally.apart},
         "pairs": {"n": tally.pairs.total(), **tally.pairs},
         "dropped": dict(tally.dropped),
         "reviewed": {**verdicts.counts, "issues": len(verdicts.issues)},
@@ -135,12 +152,17 @@ class _Tally:
     pairs: Counter[str] = field(default_factory=Counter)
     doubts: Counter[str] = field(default_factory=Counter)
     mixed: Counter[str] = field(default_factory=Counter)
+    golden: int = 0
+    """Validation cases with gold."""
+    apart: int = 0
+    """Labels that are kept to validate on."""
     decided: set[str] = field(default_factory=set)
     """Cases of this round: they have a row, or a person would not have their label."""
 
     def add(self, case: Case, own: Sequence[tuple[int, Prediction]], choice: Choice, pairs: Sequence[Pair]) -> None:
         """Count the labels of a case."""
         self.of.update(cases=1, labels=len(own), rows=len(choice.learned), review=len(choice.review))
+        self.apart += len(choice.apart)
         self.pairs["by_gold" if case.gold else "by_record"] += len(pairs)
         self.of["labelled_again"] += len({source for source, _ in own}) > 1
         self.dropped.update(one.reason for one in choice.dropped)
@@ -163,6 +185,11 @@ class _Tally:
         if count := self.pairs.total():
             line += f"; {count} pairs, {self.pairs['by_gold']} of them ordered by gold, the others by the record alone"
         yield line
+        if self.golden:
+            yield f"{context.section}: to validate on: {self.golden} cases with gold"
+        elif self.apart:
+            why = "no validation case has gold, so their labels are kept apart and not learned"
+            yield f"{context.section}: to validate on: {self.apart} training cases ({why})"
         if again := self.of["labelled_again"]:
             yield f"{context.section}: {again} cases are labelled in several files; the better label by the grader wins"
         if verdicts.files:
@@ -179,6 +206,8 @@ class _Tally:
     def nothing(self, config: Config, context: Context) -> str:
         """Why there is no row, and the way on."""
         line = f"{context.section}: no label is left to learn"
+        if config.gold and not self.of["labels"]:
+            line += "; no training case came with an answer: leave gold out, and label them"
         causes = self.dropped + self.doubts
         for follows in (OUTDONE, REPEATED):  # from what became of the case's other labels
             del causes[follows]
@@ -195,46 +224,6 @@ class _Tally:
         return line
 
 
-class _Labels:
-    """Labels by case, of which only the places in their files are held; all are checked when it begins.
-
-    Raises:
-        UserError: a line that is no prediction.
-    """
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._paths = paths
-        self._places: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
-        self.count = self.answered = self.voted = 0
-        for source, path in enumerate(paths):
-            with path.open("rb") as lines:
-                starts = accumulate(map(len, lines), initial=0)
-                for label, start in zip(read_records(path, Prediction), starts, strict=False):
-                    self._places[label.case_id].append((source, start))
-                    self.count += 1
-                    self.answered += label.output is not None
-                    self.voted += label.agreement is not None
-
-    def take(self, case_id: str) -> list[tuple[int, Prediction]]:
-        """The labels of a case that were not taken before, with their files' numbers; no two have one sample number."""
-        found: list[tuple[int, Prediction]] = []
-        for source, start in self._places.pop(case_id, ()):
-            with self._paths[source].open("rb") as file:
-                file.seek(start)
-                label = Prediction.model_validate_json(file.readline())
-            used = {other.sample for _, other in found}
-            if label.sample in used:
-                label = label.model_copy(update={"sample": max(used) + 1})
-            found.append((source, label))
-        return found
-
-    def rest(self) -> Iterator[Prediction]:
-        """The labels that were not taken."""
-        for case_id in list(self._places):
-            for _, label in self.take(case_id):
-                yield label
-
-
 def _cases(config: Config, context: Context) -> Iterator[Case]:
     target = context.inputs.get(TARGET, ()) if config.include_target else ()
     for path in (*context.inputs["train.jsonl"], *target):
@@ -242,7 +231,7 @@ def _cases(config: Config, context: Context) -> Iterator[Case]:
 
 
 def _held_out(config: Config, context: Context) -> dict[str, str]:
-    """The split of every case that may not be learned, by its id and by its text's family."""
+    """Where every case stands that may not be learned, by its id and by its text's family."""
     names = HELD_OUT if config.include_target else (*HELD_OUT, TARGET)
     held = {}
     for name in names:
@@ -254,26 +243,39 @@ def _held_out(config: Config, context: Context) -> dict[str, str]:
 
 def _curated(
     config: Config,
+    context: Context,
     prompt: prompts.Prompt,
-    cases: Iterable[Case],
-    labels: _Labels,
+    labels: Labels,
     held: Mapping[str, str],
     verdicts: Verdicts,
     tally: _Tally,
 ) -> Iterator[tuple[Case, Choice, list[Pair]]]:
     """The cases that have labels, with what becomes of them."""
-    for case in cases:
+    for case in _cases(config, context):
         own, pairs = labels.take(case.id), list[Pair]()
         if not own or (config.limit is not None and tally.of["cases"] >= config.limit):
             continue
-        if split := held.get(case.id) or held.get(family_key(case.text)):
+        if (split := _split(case, held)) and split != APART:
             choice = Choice(dropped=tuple(_held(label, split) for _, label in own))
         else:
             answers = [_answer(label, source, case, config, verdicts) for source, label in own]
             choice = choose(answers, config)
             pairs = paired(answers, case, prompt.render(case.text), config)
+            if split:
+                choice, pairs = choice.held_back(), []
         tally.add(case, own, choice, pairs)
         yield case, choice, pairs
+
+
+def _answered(config: Config, context: Context, labels: Labels, held: Mapping[str, str]) -> Iterator[Case]:
+    """The cases that may be learned and have an answer, of those within the limit."""
+    labelled = islice((case for case in _cases(config, context) if case.id in labels), config.limit)
+    return (case for case in labelled if case.id in labels.answered and not _split(case, held))
+
+
+def _split(case: Case, held: Mapping[str, str]) -> str | None:
+    """Where a case stands that may not be learned; None for all others."""
+    return held.get(case.id) or held.get(family_key(case.text))
 
 
 def _answer(label: Prediction, source: int, case: Case, config: Config, verdicts: Verdicts) -> Graded | Dropped:
@@ -282,7 +284,7 @@ def _answer(label: Prediction, source: int, case: Case, config: Config, verdicts
     return verdicts.follow(replace(one, source=source), case) if isinstance(one, Graded) else one
 
 
-def _strangers(labels: _Labels, held: Mapping[str, str], tally: _Tally) -> Iterator[Dropped]:
+def _strangers(labels: Labels, held: Mapping[str, str], tally: _Tally) -> Iterator[Dropped]:
     """The labels of no case that may be learned."""
     for label in labels.rest():
         split = held.get(label.case_id)
@@ -292,39 +294,29 @@ def _strangers(labels: _Labels, held: Mapping[str, str], tally: _Tally) -> Itera
         yield lost
 
 
-def _row(one: Graded, messages: tuple[Message, ...], config: Config) -> Row:
-    label = one.label
-    return Row(
-        id=f"{label.case_id}#{label.sample}",
-        messages=messages,
-        answer=written(label, one.answer, config),
-        case_id=label.case_id,
-        sample=label.sample,
-    )
-
-
 def _mixed(
-    paths: Sequence[Path], prompt: prompts.Prompt, held: Mapping[str, str], tally: _Tally
+    paths: Sequence[Path], config: Config, prompt: prompts.Prompt, held: Mapping[str, str], tally: _Tally
 ) -> Iterator[Row | Dropped]:
     """The rows of earlier rounds, the last file's first, but for those of held-out cases and of cases decided since."""
     decided = set(tally.decided)
     for path in reversed(paths):
         own = set()
-        for row in read_records(path, Row):
-            record = prompts.record_in(row.messages)
-            split = held.get(row.case_id) or (held.get(family_key(record)) if record else None)
-            lost = f"it stands in {split}.jsonl" if split else "a later round decides" if row.case_id in decided else ""
+        for old in read_records(path, Row):
+            record = prompts.record_in(old.messages)
+            split = held.get(old.case_id) or (held.get(family_key(record)) if record else None)
+            lost = f"it stands in {split}.jsonl" if split else "a later round decides" if old.case_id in decided else ""
             if lost:
                 reason = "held_out" if split else "superseded"
                 tally.mixed[reason] += 1
-                yield Dropped(case_id=row.case_id, sample=row.sample, reason=reason, detail=f"{path}: {lost}")
+                yield Dropped(case_id=old.case_id, sample=old.sample, reason=reason, detail=f"{path}: {lost}")
                 continue
-            own.add(row.case_id)
+            own.add(old.case_id)
             tally.of["rows"] += 1
             tally.mixed["rows"] += 1
-            if record is None or prompt.render(record) != row.messages:
+            answer = diagnosis.parse(old.answer).output or Diagnosis()
+            if record is None or asked(prompt, record, answer, config) != old.messages:
                 tally.mixed["with another prompt"] += 1
-            yield row
+            yield old
         decided |= own
 
 
@@ -350,4 +342,4 @@ def _dropped(label: Prediction, reason: str, detail: str) -> Dropped:
     return Dropped(case_id=label.case_id, sample=label.sample, reason=reason, detail=detail)
 
 
-STAGE = Stage("curate", Config, run, leaves=(*FILES.values(), SHEET), anew=True)
+STAGE = Stage("curate", Config, run, leaves=(*FILES.values(), f"{APART}.jsonl", SHEET), anew=True)

@@ -6,10 +6,11 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from preceptor.core.records import Case, Reply, Row, Task
-from preceptor.report.card import card
+from preceptor.report.card import short_card
 from preceptor.stages import fences
 from preceptor.stages.base import Context, How, Need, Stage, StageConfig, folder, needs_torch, read_records
 from preceptor.tasks import consult, diagnosis, prompts
+from preceptor.train import world
 from preceptor.train.config import SftConfig, Tracker
 
 VALIDATION = "validation_rows.jsonl"
@@ -58,10 +59,11 @@ def run(config: Config, context: Context) -> Mapping[str, Any]:
                 _watch(context, tick),
                 refused=lambda row, why: context.log.warning("row %s is not learned: %s", row.id, why),
                 damage=context.say,
+                spare=context.say,
             ),
         )
     adapter = config.method != "full"
-    told_of = card(
+    told_of = short_card(
         f"{context.recipe}: {context.section}",
         config.student,
         how.model_dump(mode="json"),
@@ -69,7 +71,8 @@ def run(config: Config, context: Context) -> Mapping[str, Any]:
         rows=int(metrics["rows"]),
         transductive=transductive,
     )
-    (context.folder / ("adapter" if adapter else "model") / "README.md").write_text(told_of, "utf-8")
+    if world.rank() == 0:
+        (context.folder / ("adapter" if adapter else "model") / "README.md").write_text(told_of, "utf-8")
     told = f"{metrics['rows']:.0f} rows learned, loss {metrics['loss']:.3f}"
     refused = f", {metrics['refused']:.0f} refused as too long" if metrics["refused"] else ""
     context.say(f"{context.section}: {told}{refused}")

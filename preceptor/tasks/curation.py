@@ -4,14 +4,16 @@ The grader decides. What no rule may lift: a failure is no label, a reason stand
 prescribes nor misses an emergency.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from preceptor.core.records import Case, Consultation, Diagnosis, Message, Pair, Prediction, Record, Score, Task
+from preceptor.core.records import Case, Consultation, Diagnosis, Message, Pair, Prediction, Record, Row, Score, Task
 from preceptor.tasks import consult, diagnosis
+from preceptor.tasks.prompts import Prompt
 
 Fate = Literal["keep", "review", "drop"]
 OTHER_TASK, OUTDONE, REPEATED, UNGROUNDED, UNTHOUGHT = "other_task", "outdone", "repeated", "ungrounded", "unthought"
@@ -40,6 +42,9 @@ class Rules(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     task: Task = "diagnosis"
+    part: Literal["whole", "diseases", "evidence"] = "whole"
+    """What of an answer is learned, of a prompt that asks in two stages: the diseases alone, or the evidence where they
+    are given, each by a model of its own. Pairs are of whole answers alone."""
     think: bool | None = None
     """The thinking is learned before the answer, and a label without any is dropped; by default so in consult alone."""
     grounded: float = Field(default=0.5, ge=0, le=1)
@@ -66,6 +71,12 @@ class Rules(BaseModel):
     """Most pairs of a better and a worse answer that a case gives."""
     margin: float = Field(default=0.2, gt=0, le=1)
     """Least difference between the scores of a pair."""
+
+    @model_validator(mode="after")
+    def _in_parts(self) -> "Rules":
+        if self.part != "whole" and (self.thinks or self.task == "consult"):
+            raise ValueError("part: only a diagnosis without thinking has parts; leave out `part`, or `think`")
+        return self
 
     @property
     def thinks(self) -> bool:
@@ -126,8 +137,15 @@ class Choice:
     """What becomes of the answers to one case: each stands in one of these."""
 
     learned: tuple[Graded, ...] = ()
+    apart: tuple[Graded, ...] = ()
+    """Could be learned, and is kept to validate on."""
     review: tuple[Graded, ...] = ()
     dropped: tuple[Dropped, ...] = ()
+
+    def held_back(self) -> "Choice":
+        """The same where the case is kept apart: one answer to validate on, and none to learn."""
+        others = (one.dropped(REPEATED, "another answer of its case is kept apart") for one in self.learned[1:])
+        return Choice((), self.learned[:1], self.review, (*self.dropped, *others))
 
 
 def graded(label: Prediction, case: Case, rules: Rules, *, reviewed: bool = False) -> Graded | Dropped:
@@ -152,12 +170,40 @@ def graded(label: Prediction, case: Case, rules: Rules, *, reviewed: bool = Fals
     return Graded(label, answer, score.value, fault or _below(label, score, rules), _doubts(label, score, rules))
 
 
+def row(label: Prediction, answer: Diagnosis | Consultation, record: str, prompt: Prompt, rules: Rules) -> Row:
+    """What teaches a model to give the answer where `prompt` asks about the record."""
+    return Row(
+        id=f"{label.case_id}#{label.sample}",
+        messages=asked(prompt, record, answer, rules),
+        answer=written(label, answer, rules),
+        case_id=label.case_id,
+        sample=label.sample,
+    )
+
+
+def asked(prompt: Prompt, record: str, answer: Diagnosis | Consultation, rules: Rules) -> tuple[Message, ...]:
+    """The messages before the answer; where the evidence alone is asked for, with the answer's diseases as given."""
+    first = prompt.render(record)
+    if rules.part != "evidence" or not isinstance(answer, Diagnosis):
+        return first
+    return (*first, Message(role="assistant", content=_named(answer)), *prompt.stages[1])
+
+
 def written(label: Prediction, answer: Diagnosis | Consultation, rules: Rules) -> str:
-    """The answer as the student is to write it."""
+    """The answer as the student is to write it; one that nothing was thought before has no marks of thinking."""
     if isinstance(answer, Consultation):
-        return consult.canonical(answer) if rules.thinks else answer.answer
-    thought = f"<think>\n{label.thinking}\n</think>\n\n" if rules.thinks else ""
-    return thought + diagnosis.canonical(answer)
+        return consult.canonical(answer) if rules.thinks and answer.think.strip() else answer.answer
+    thought = f"<think>\n{label.thinking}\n</think>\n\n" if rules.thinks and label.thinking.strip() else ""
+    return thought + _told(answer, rules)
+
+
+def _told(answer: Diagnosis, rules: Rules) -> str:
+    return _named(answer) if rules.part == "diseases" else diagnosis.canonical(answer)
+
+
+def _named(answer: Diagnosis) -> str:
+    """The answer to the first of two questions."""
+    return json.dumps({"diseases": list(answer.diseases)}, ensure_ascii=False)
 
 
 def choose(answers: Sequence[Graded | Dropped], rules: Rules) -> Choice:
@@ -172,7 +218,7 @@ def choose(answers: Sequence[Graded | Dropped], rules: Rules) -> Choice:
     ranked = _ranked((said if rules.samples == "best" else []) or passing or able)
     chosen: dict[str, Graded] = {}
     for one in ranked if said or rules.samples == "all" else ranked[:1]:
-        chosen.setdefault(_said(one), one)
+        chosen.setdefault(_said(one, rules), one)
     taken, dropped = tuple(chosen.values()), list[Dropped]()
     for answer in answers:
         if isinstance(answer, Dropped):
@@ -180,7 +226,7 @@ def choose(answers: Sequence[Graded | Dropped], rules: Rules) -> Choice:
         elif answer.fault:
             dropped.append(answer.dropped(*answer.fault))
         elif all(answer is not other for other in taken):
-            same = chosen.get(_said(answer))
+            same = chosen.get(_said(answer, rules))
             better = (same or ranked[0]).label.sample
             dropped.append(answer.dropped(REPEATED if same else OUTDONE, f"sample {better} stands for the case"))
     return Choice(learned=taken if passing else (), review=() if passing else taken, dropped=tuple(dropped))
@@ -188,6 +234,8 @@ def choose(answers: Sequence[Graded | Dropped], rules: Rules) -> Choice:
 
 def paired(answers: Sequence[Graded | Dropped], case: Case, messages: tuple[Message, ...], rules: Rules) -> list[Pair]:
     """The pairs of a case, the most different first. The better one could be learned; the worse one parsed."""
+    if rules.part != "whole":
+        return []
     scored = [(one, one.value) for one in answers if isinstance(one, Graded) and one.value is not None]
     options = [
         (round(high - low, _EXACT), better, worse)
@@ -225,10 +273,10 @@ def _ranked(pool: Sequence[Graded]) -> list[Graded]:
     return sorted(pool, key=worth, reverse=True)
 
 
-def _said(one: Graded) -> str:
+def _said(one: Graded, rules: Rules) -> str:
     """What two answers that are the same have in common; another thinking doesn't make another answer."""
     answer = one.answer
-    return diagnosis.canonical(answer) if isinstance(answer, Diagnosis) else answer.answer
+    return _told(answer, rules) if isinstance(answer, Diagnosis) else answer.answer
 
 
 def _diagnosed(

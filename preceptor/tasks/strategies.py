@@ -117,9 +117,11 @@ def two_stage(case: Case, asking: Asking) -> Conversation:
     corrected = first.corrected or said.corrected
     prediction = conclude(case, asking, replace(said, usage=usage, corrected=corrected))
     before, after = first.parsed.output, prediction.output
+    named = _confidence(first.reply, before)  # a name given to the second turn is certain there
+    confidence = {name: named.get(name, last) for name, last in prediction.confidence.items()}
     if isinstance(after, Consultation) and isinstance(before, Consultation) and not after.think:
         after = after.model_copy(update={"think": before.answer})
-    return prediction.model_copy(update={"output": after, "revised": _differ(before, after)})
+    return prediction.model_copy(update={"output": after, "confidence": confidence, "revised": _differ(before, after)})
 
 
 def self_consistency(case: Case, asking: Asking) -> Conversation:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from preceptor.core.records import Case, Consultation, Diagnosis, Failure, FailureKind, Pair, Prediction, Row
 from preceptor.stages.base import read_records
+from preceptor.stages.portions import kept_apart
 from preceptor.stages.review_file import guarded, plain
 from preceptor.tasks import prompts
 
@@ -513,3 +514,137 @@ def test_a_bad_label_file_is_refused_by_its_line(curate):
     code, _, err = curate()
     assert code == 2
     assert "own/predictions.jsonl:2: case_id: " in err.splitlines()[-1]
+
+
+def validated(folder=OUT):
+    return list(read_records(folder / "validation_rows.jsonl", Row))
+
+
+def gold(number, text, answer, **fields):
+    return case(number, text, gold=answer, gold_source="human", **fields)
+
+
+def test_validation_cases_with_gold_are_rows_to_validate_on(curate):
+    known = Diagnosis(diseases=("肺炎", "2型糖尿病"), reason=("咳黄痰3天",))
+    put("own/train.jsonl", *(case(number, f"{number} days.\n{TEXT}") for number in range(20)))
+    put("own/predictions.jsonl", *(label(number) for number in range(20)))
+    put(
+        "own/validation.jsonl",
+        case("bare", "No gold here."),
+        gold("advice", "Advice?", Consultation(answer="Go.")),
+        gold("tested", "Itching at night", known),
+        gold("red", "A planted item.", known),
+        gold("known", ZH, known),
+        gold("none", "Says nothing.", Diagnosis()),
+        gold("third", "One more.", known),
+    )
+    put("own/test.jsonl", case("elsewhere", "itching, at NIGHT!"))
+    put("own/redteam.jsonl", case("red", "something else"))
+    code, out, _ = curate("validation=2")
+    assert (code, "curate: to validate on: 2 cases with gold" in out) == (0, True)
+    prompt = prompts.load("diagnosis", "zero_shot", "en")
+    assert validated() == [
+        Row(
+            id="known#0",
+            messages=prompt.render(ZH),
+            answer='{"diseases": ["肺炎", "2型糖尿病"], "reason": ["咳黄痰3天"]}',
+            case_id="known",
+        ),
+        Row(
+            id="none#0",
+            messages=prompt.render("Says nothing."),
+            answer='{"diseases": [], "reason": []}',
+            case_id="none",
+        ),
+    ]
+    assert (len(learned()), metrics()["validation"]) == (20, {"gold": 2, "labels": 0})
+    assert curate("limit=1")[0] == 0, "a try of one case is validated on one"
+    assert [row.case_id for row in validated()] == ["known"]
+    assert curate("validation=0")[0] == 0
+    assert (validated(), len(learned()), metrics()["validation"]) == ([], 20, {"gold": 0, "labels": 0})
+    assert curate()[0] == 0
+    assert [row.case_id for row in validated()] == ["known", "none", "third"]
+    code, _, err = curate("validation=-1")
+    assert (code, "curate.validation: Input should be greater than or equal to 0" in err) == (2, True)
+
+
+def test_without_gold_labels_of_whole_families_are_kept_apart(curate):
+    texts = [f"{number} days.\n{TEXT}" for number in range(40)]
+    cases = [case(number, text) for number, text in enumerate(texts)]
+    cases[:20] = [one.model_copy(update={"group": f"patient {number // 2}"}) for number, one in enumerate(cases[:20])]
+    cases[30] = cases[30].model_copy(update={"text": f"29 DAYS. {TEXT}"})  # a copy that goes by another group
+    labels = [label(number, COUGH) for number in range(40)]
+    labels += [label(number, "No fever", LIE, sample=1) for number in range(40)]
+    put("own/train.jsonl", *cases)
+    put("own/validation.jsonl", case("v", "Without gold."))
+    put("own/predictions.jsonl", *labels)
+    code, out, _ = curate("samples=all")
+    assert code == 0
+    ids = [row.case_id for row in validated()]
+    assert len(ids) == 4 == len(set(ids)), "a tenth"
+    assert f"{len(ids)} training cases (no validation case has gold, so their labels are kept apart and" in out
+    rows, pairs = list(read_records(OUT / "rows.jsonl", Row)), list(read_records(OUT / "pairs.jsonl", Pair))
+    assert {row.case_id for row in rows}.isdisjoint(ids)
+    assert {pair.case_id for pair in pairs}.isdisjoint(ids)
+    assert (len(rows), len({row.case_id for row in rows}), len(pairs)) == (72, 36, 36)
+    apart = {cases[int(name)].group for name in ids}
+    assert apart.isdisjoint(cases[int(row.case_id)].group for row in rows)
+    assert ("29" in ids) == ("30" in ids)
+    found = metrics()
+    assert found["validation"] == {"gold": 0, "labels": 4}
+    assert found["labels"] == 80 == found["rows"] + found["validation"]["labels"] + sum(found["dropped"].values())
+    first = validated()[0]
+    assert (first.messages, json.loads(first.answer)["reason"]) == (
+        prompts.load("diagnosis", "zero_shot", "en").render(cases[int(ids[0])].text),
+        [COUGH],
+    )
+
+    # The same ones whatever the order, and no earlier round brings them back, under whatever id.
+    put("own/train.jsonl", *reversed(cases))
+    copy = first.model_copy(update={"case_id": "x", "id": "x#0"})
+    put("old.jsonl", first, copy, rows[0])
+    assert curate("samples=all", "mix=old.jsonl")[0] == 0
+    assert {row.case_id for row in validated()} == set(ids)
+    assert metrics()["mixed"] == {"held_out": 2, "superseded": 1}
+    put("own/train.jsonl", *cases)
+    assert curate("validation=2")[0] == 0
+    assert len(validated()) == 2
+    assert curate("limit=9")[0] == 0, "of fewer than ten cases none is spared"
+    assert (validated(), metrics()["validation"]) == ([], {"gold": 0, "labels": 0})
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 29), st.sampled_from(["cough", "rash", "fever", "无胸痛", "咳嗽"])), max_size=60),
+    st.integers(0, 12),
+)
+def test_what_is_kept_apart_shares_nothing_with_the_rest(made, most):
+    cases = [
+        case(number, f"{text} {number // 3}").model_copy(update={"group": str(group)})
+        for number, (group, text) in enumerate(made)
+    ]
+    apart = kept_apart(cases, most)
+    assert len(apart) <= min(most, len(cases) // 10)
+    inside, outside = ([one for one in cases if (one.id in apart) is kept] for kept in (True, False))
+    assert len(inside) == len(apart)
+    assert {one.group for one in inside}.isdisjoint(one.group for one in outside)
+    assert {one.text for one in inside}.isdisjoint(one.text for one in outside)
+    assert kept_apart(cases[::-1], most) == apart
+
+
+def test_advice_with_gold_is_validated_on(curate):
+    text = "我胸痛半小时，出冷汗，左臂发麻，怎么办？"
+    think, advice = "患者胸痛半小时，出冷汗，需要先排除急性心肌梗死。", "请立即拨打120去急诊。"
+    put("own/train.jsonl", case(0, text))
+    put("own/predictions.jsonl", label(0, output=Consultation(think=think, answer=advice)))
+    put(
+        "own/validation.jsonl",
+        gold("a", "胸闷一天。", Consultation(think=think, answer=advice)),
+        gold("b", "头晕一天。", Consultation(answer=advice)),
+        gold("c", "咳嗽一天。", Diagnosis(diseases=("感冒",))),
+    )
+    recipe = "curate: {from: ./own, task: consult, language: zh}\n"
+    assert curate(recipe=recipe)[0] == 0
+    thought = f"<think>{think}</think>\n{advice}"
+    assert [(row.case_id, row.answer) for row in validated()] == [("a", thought), ("b", advice)]
+    assert curate("think=false", recipe=recipe)[0] == 0
+    assert [row.answer for row in validated()] == [advice, advice]
