@@ -16,14 +16,22 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.model import tiny
+from tests.model.test_templates import FAMILIES, tokenizer_of
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 RECIPES = {path.stem: yaml.safe_load(path.read_text("utf-8")) for path in sorted((ROOT / "recipes").glob("*.yaml"))}
 TRAINING = [(name, section) for name, recipe in RECIPES.items() for section in recipe if section.split("_")[0] == "sft"]
+ARCHITECTURES = {
+    "Qwen/Qwen2.5-7B-Instruct": ("qwen2.5", "qwen2"),
+    "Qwen/Qwen3-1.7B": ("qwen3", "qwen3"),
+    "smollm2": ("smollm2", "llama"),
+}
+"""The kind of chat template, and of model, behind a student's name."""
 KILLED = """
 import os, pathlib, signal, sys, threading, time
 def watch(sealed):
@@ -39,11 +47,21 @@ main()
 
 def student(name: str, folder: Path) -> Path:
     """A model of the architecture that the recipe names, and its kind of chat template."""
-    if name == "Qwen/Qwen2.5-7B-Instruct":
-        return tiny.save(tiny.qwen2(), folder, tiny.templated("qwen2_5"))
-    if name == "Qwen/Qwen3-1.7B":
-        return tiny.save(tiny.qwen(), folder, tiny.templated("qwen3"))
-    return tiny.save(tiny.llama(), folder)
+    family, kind = ARCHITECTURES[name]
+    words = tokenizer_of(FAMILIES[family])
+    config = AutoConfig.for_model(
+        kind,
+        vocab_size=len(words),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=4096,
+    )
+    torch.manual_seed(0)
+    return tiny.save(AutoModelForCausalLM.from_config(config), folder, words)
 
 
 def questions(path: Path) -> Path:

@@ -648,3 +648,20 @@ def test_advice_with_gold_is_validated_on(curate):
     assert [(row.case_id, row.answer) for row in validated()] == [("a", thought), ("b", advice)]
     assert curate("think=false", recipe=recipe)[0] == 0
     assert [row.answer for row in validated()] == [advice, advice]
+
+
+def test_the_answers_that_came_with_the_cases_are_learned(curate):
+    """By the same rules as labels; a case without one is no label, and nobody was asked."""
+    known = Diagnosis(diseases=("cold",), reason=(COUGH, LIE))
+    put("own/train.jsonl", gold(0, TEXT, known), case(1, "No answer came."), gold(2, "Two.", Diagnosis()))
+    assert curate("gold=true")[0] == 0
+    assert learned() == {
+        "0#0": {"diseases": ["cold"], "reason": [COUGH]},
+        "2#0": {"diseases": [], "reason": []},
+    }
+    assert metrics()["labels"] == 2
+    assert metrics()["trimmed"] == 1, "a reason that the record does not hold is taken out"
+    put("own/train.jsonl", case(1, "No answer came."))
+    code, _, err = curate("gold=true")
+    told = "curate: no label is left to learn; no training case came with an answer: leave gold out, and label them"
+    assert (code, told in err) == (1, True)
