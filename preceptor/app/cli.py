@@ -77,13 +77,21 @@ for _stage, _what in STAGES.items():
 
 
 @app.command()
-def plan(recipe: RecipePath, overrides: Overrides = None, runs: Runs = RUNS) -> None:
-    """Tokens and money before any is spent: what a recipe would ask of its teacher, and where text would go."""
+def plan(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    card: Annotated[
+        float | None,
+        typer.Option("--card", min=0.1, help="GiB of the GPU to train on; by default this machine's device."),
+    ] = None,
+    runs: Runs = RUNS,
+) -> None:
+    """Tokens, money, memory, time and disk before any is spent: what teachers are asked, and what training takes."""
     from preceptor.app.console import Show
     from preceptor.app.plan import plan as plan_recipe
     from preceptor.app.recipe import load
 
-    plan_recipe(load(recipe, overrides or ()), runs, Show())
+    plan_recipe(load(recipe, overrides or ()), runs, Show(), card)
 
 
 @app.command()
@@ -307,5 +315,8 @@ def main() -> None:
 
 
 def _end(message: str, code: int) -> None:
-    print(f"preceptor: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201  one line, with no library's help
+    from preceptor.train import world  # pydantic takes a while to load
+
+    if world.fails_first():
+        print(f"preceptor: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201  one line, with no library's help
     sys.exit(code)

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from preceptor.app import plan_training
 from preceptor.app.console import Show
 from preceptor.app.recipe import Recipe
 from preceptor.app.rehearsal import Owed, rehearse
@@ -29,16 +30,24 @@ _OLD = timedelta(days=183)
 """After which a price is doubted."""
 
 
-def plan(recipe: Recipe, runs: Path, show: Show) -> None:
-    """Show what each section that asks a teacher would ask and cost, and whether the caps suffice.
+def plan(recipe: Recipe, runs: Path, show: Show, card: float | None = None) -> None:
+    """Show what each section that asks a teacher would ask and cost, and what each that trains would take.
+
+    `card` is the memory of the GPU to train on, in GiB; by default it is this machine's device.
 
     Raises:
-        UserError: no section asks one.
+        UserError: no section asks a teacher or trains.
         WorkError: the ledger can't be read.
     """
     found = list(rehearse(recipe, runs, show))
-    if not found:
-        raise UserError(f"{recipe.path}: no section asks a teacher; there is nothing to plan")
+    if not found and not plan_training.trainings(recipe):
+        raise UserError(f"{recipe.path}: no section asks a teacher or trains; there is nothing to plan")
+    if found:
+        _show_asked(recipe, found, show)
+    plan_training.plan(recipe, runs, show, card)
+
+
+def _show_asked(recipe: Recipe, found: Sequence[Owed], show: Show) -> None:
     show.result(_table(recipe.name, found))
     told: dict[str, list[str]] = defaultdict(list)
     for owed in found:

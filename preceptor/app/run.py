@@ -4,21 +4,18 @@ The folder says by itself what made it: the configuration, the digests of what w
 is written last, so its being there means that all else is.
 """
 
-import errno
-import fcntl
 import hashlib
 import json
 import logging
-import os
 import shutil
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,12 +24,12 @@ from pydantic import BaseModel
 
 import preceptor
 from preceptor.app.console import Show
+from preceptor.app.guard import Silent, locked, logged, told_in_one_line
 from preceptor.app.recipe import Recipe, Section, inputs
-from preceptor.core.errors import UserError, WorkError
+from preceptor.core.errors import UserError
 from preceptor.stages.base import FAILED, Context, Stage, replacing, result_fields
+from preceptor.train import world
 
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-_ALMOST_NOTHING = 1 << 20
 _Json = dict[str, Any]
 
 
@@ -41,16 +38,37 @@ def run(
 ) -> None:
     """Run the named sections, or all, in the file's order. `retry` tries again what failed in them.
 
+    Of several processes that a launcher started, the first locks, decides and writes; the others only work.
+
     Raises:
         UserError: a run was made from another request, or another process is at it.
         WorkError: the work failed.
     """
     logging.raiseExceptions = False  # a full disk is told once, not for every line of the log
-    for section in recipe.chosen(names):
-        with _told_in_one_line(runs), _locked(runs / recipe.name, section.name):
-            if retry and not fresh:
-                _owe_failures(section, runs / recipe.name / section.name, show)
-            _run_section(recipe, section, runs, show, fresh=fresh)
+    chosen = recipe.chosen(names)
+    if world.size() > 1:
+        _check_launched(chosen)
+    for section in chosen:
+        with told_in_one_line(runs), ExitStack() as held:
+
+            def begin(section: Section = section, held: ExitStack = held) -> str:
+                held.enter_context(locked(runs / recipe.name, section.name))
+                if retry and not fresh:
+                    _owe_failures(section, runs / recipe.name / section.name, show)
+                return _begin(recipe, section, runs, show, fresh=fresh)
+
+            if (decision := world.agree(begin)) != _SKIP:
+                _work(recipe, section, runs, Silent() if world.rank() else show, decision)
+    world.leave()
+
+
+def _check_launched(chosen: Sequence[Section]) -> None:
+    alone = next((section.name for section in chosen if "devices" not in type(section.config).model_fields), None)
+    if alone:
+        raise UserError(
+            f"{alone}: the launcher started {world.size()} processes, and only training is shared among devices; run "
+            "the other sections without it, then the training sections with it, by name"
+        )
 
 
 def _owe_failures(section: Section, folder: Path, show: Show) -> None:
@@ -59,15 +77,15 @@ def _owe_failures(section: Section, folder: Path, show: Show) -> None:
         show.line(f"{section.name}: {count} that failed are tried again (the failures are kept in {folder / FAILED})")
 
 
-def _run_section(recipe: Recipe, section: Section, runs: Path, show: Show, *, fresh: bool) -> None:
+def _begin(recipe: Recipe, section: Section, runs: Path, show: Show, *, fresh: bool) -> str:
+    """Decide what to do with a section, and write down what for."""
     folder = runs / recipe.name / section.name
-    found = inputs(recipe, section, runs)
-    wanted = _Request.of(recipe, section, runs, found)
+    wanted = _Request.of(recipe, section, runs, inputs(recipe, section, runs))
     decision = "starts over: --fresh" if fresh else _decide(folder, wanted, section.stage)
     if decision == _SKIP:
         seconds = (read_json(folder / "done.json", "seconds") or {})["seconds"]
         show.line(f"{section.name}: done already, in {_duration(seconds)} ({folder})")
-        return
+        return decision
     if decision.startswith(_OVER):
         _put_aside(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,17 +93,25 @@ def _run_section(recipe: Recipe, section: Section, runs: Path, show: Show, *, fr
     _write_json(folder / "config.json", wanted.record())
     (folder / "code.diff").write_text(_code()["diff"], "utf-8")
     show.line(f"{section.name}: {decision}")
+    return decision
+
+
+def _work(recipe: Recipe, section: Section, runs: Path, show: Show, decision: str) -> None:
+    folder = runs / recipe.name / section.name
     start = time.monotonic()
-    with _logged(folder / "log.txt", section.name, show) as log:
+    with logged(folder / (f"log.{world.rank()}.txt" if world.rank() else "log.txt"), section.name, show) as log:
         log.info("%s: %s", section.name, decision)
+        found = inputs(recipe, section, runs)
         context = Context(recipe.name, section.name, folder, runs, found, log, show.progress, show.result)
         metrics = section.stage.run(section.config, context)
-        _write_json(folder / "metrics.json", metrics)
-        seconds = round(time.monotonic() - start, 3)
-        finished = datetime.now(UTC).isoformat(timespec="seconds")
-        _write_json(folder / "done.json", {"digest": wanted.digest, "seconds": seconds, "finished": finished})
-        log.info("done in %s", _duration(seconds))
-    show.line(f"{section.name}: done in {_duration(seconds)} ({folder})")
+        if world.rank() == 0:
+            _write_json(folder / "metrics.json", metrics)
+            seconds = round(time.monotonic() - start, 3)
+            digest = (read_json(folder / "config.json", "digest") or {})["digest"]
+            finished = datetime.now(UTC).isoformat(timespec="seconds")
+            _write_json(folder / "done.json", {"digest": digest, "seconds": seconds, "finished": finished})
+        log.info("done in %s", _duration(time.monotonic() - start))
+    show.line(f"{section.name}: done in {_duration(time.monotonic() - start)} ({folder})")
 
 
 def is_done(recipe: Recipe, section: Section, runs: Path, folder: Path) -> bool:
@@ -160,7 +186,7 @@ class _Request:
 
 
 _SKIP, _START, _OVER = "done", "starts", "starts over"
-_NOT_WORK = {"config.json", "code.diff", "log.txt", "server.log", "issues.jsonl", "report.html"}
+_NOT_WORK = {"config.json", "code.diff", "server.log", "issues.jsonl", "report.html"}
 
 
 def _decide(folder: Path, wanted: _Request, stage: Stage) -> str:
@@ -204,7 +230,8 @@ def _decide(folder: Path, wanted: _Request, stage: Stage) -> str:
 def _holds_work(folder: Path) -> bool:
     """Whether an earlier start got as far as to make anything; a request that failed before binds nobody."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
-    return any(str(path.relative_to(folder)) not in _NOT_WORK for path in files)
+    names = (str(path.relative_to(folder)) for path in files)
+    return any(name not in _NOT_WORK and not fnmatch(name, "log*.txt") for name in names)
 
 
 def _steps(old: Mapping[str, int | None], new: Mapping[str, int | None], sections: Iterable[str]) -> int:
@@ -245,93 +272,6 @@ def _put_aside(folder: Path) -> None:
         while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
             number += 1
         folder.rename(aside)
-
-
-@contextmanager
-def _locked(folder: Path, section: str) -> Iterator[None]:
-    """One process at a time; the system lets go when the process ends, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f".{section}.lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            lock.seek(0)
-            raise UserError(
-                f"{folder / section}: process {lock.read().strip()} is running it; wait for it, or stop it"
-            ) from error
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        yield
-
-
-class _Shown(logging.Handler):
-    """Shows what is logged as a warning."""
-
-    def __init__(self, show: Show) -> None:
-        super().__init__(logging.WARNING)
-        self._show = show
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """One line of it."""
-        self._show.line(record.getMessage())
-
-
-@contextmanager
-def _logged(path: Path, section: str, show: Show) -> Iterator[logging.Logger]:
-    """All that is logged goes to the section's file too, and what goes wrong with its traceback.
-
-    What the ledger warns of, such as damage that it mended, is the user's to know at once.
-    """
-    warned = _Shown(show)
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root, log = logging.getLogger(), logging.getLogger("preceptor")
-    root.addHandler(handler)
-    logging.getLogger("preceptor.llm").addHandler(warned)
-    log.setLevel(logging.INFO)
-    try:
-        yield log
-    except (UserError, WorkError) as error:
-        log.error("%s", error)  # noqa: TRY400  the line says it all
-        raise
-    except KeyboardInterrupt:
-        log.warning("stopped by the user")
-        raise
-    except Exception as error:
-        log.error("%s: %s\n%s", type(error).__name__, error, traceback.format_exc())  # noqa: TRY400  `status` shows it
-        if _disk_is_full(path.parent, error):
-            raise
-        raise WorkError(f"{section} failed: {type(error).__name__}: {error} (see {path})") from error
-    finally:
-        root.removeHandler(handler)
-        logging.getLogger("preceptor.llm").removeHandler(warned)
-        handler.close()
-
-
-@contextmanager
-def _told_in_one_line(runs: Path) -> Iterator[None]:
-    try:
-        yield
-    except (UserError, WorkError):
-        raise
-    except Exception as error:
-        if _disk_is_full(runs, error):
-            where = runs.resolve()
-            raise WorkError(
-                f"{where}: the disk is full; free some space and run it again: it goes on where it was"
-            ) from error
-        if isinstance(error, OSError) and error.filename:
-            way = "check the path, or choose another folder with --runs"
-            raise UserError(f"{error.filename}: {error.strerror}; {way}") from error
-        raise
-
-
-def _disk_is_full(folder: Path, error: Exception) -> bool:
-    """Libraries that write models don't all say so by number."""
-    if isinstance(error, OSError) and error.errno in _NO_SPACE:
-        return True
-    return folder.exists() and shutil.disk_usage(folder).free < _ALMOST_NOTHING
 
 
 @cache

@@ -58,8 +58,7 @@ def run(config: Config, context: Context) -> Mapping[str, Any]:
             On(
                 _watch(context, tick),
                 refused=lambda row, why: context.log.warning("row %s is not learned: %s", row.id, why),
-                damage=context.say,
-                spare=context.say,
+                note=lambda line: context.say(f"{context.section}: {line}"),
             ),
         )
     adapter = config.method != "full"

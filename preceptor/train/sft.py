@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import DistributedType
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
@@ -26,7 +27,7 @@ from preceptor.train import checkpoints, world
 from preceptor.train.batches import collate, pack
 from preceptor.train.batches import rows as unpacked
 from preceptor.train.config import SftConfig
-from preceptor.train.trainer import GRADE, Grade, SftTrainer, Validation, Watch, Watching, learns
+from preceptor.train.trainer import Grade, SftTrainer, Validation, Watch, Watching, check_packing, grades, learns
 from preceptor.train.weights import token_weights
 
 METRICS = "metrics.jsonl"
@@ -44,10 +45,8 @@ class On:
     step: Watch = _silent
     refused: Callable[[Row, str], None] = _silent
     """A row that can't be made to fit, and why."""
-    damage: Callable[[str], None] = _silent
-    """A line on what was found damaged, and is done without."""
-    spare: Callable[[str], None] = _silent
-    """A line on devices that are not used."""
+    note: Callable[[str], None] = _silent
+    """A line that the user should know: what was found damaged, what goes otherwise than the settings say."""
 
 
 _NOBODY = On()
@@ -64,7 +63,7 @@ def train(
     """Train on the rows and write `out/adapter` or `out/model`, `out/metrics.jsonl` and `out/checkpoints`.
 
     Goes on from the last whole checkpoint. With `validation`, rows and what an answer to one is worth, the checkpoint
-    with the best mean grade is written, the earliest of equals; else the last. `base` is kept as given in the
+    with the best mean grade is written, of equals the latest; else the last. `base` is kept as given in the
     adapter's configuration, so a name stays valid on another machine. Returns what is told of the run.
 
     Raises:
@@ -75,7 +74,7 @@ def train(
     compute = load.torch_dtype(folder)
     args = _arguments(out / "checkpoints", config, compute, graded=validation is not None)
     if args.world_size == 1 and (gpus := torch.cuda.device_count()) > 1:
-        on.spare(f"1 of {gpus} GPUs is used; for all: torchrun --nproc_per_node {gpus} -m preceptor sft RECIPE")
+        on.note(f"1 of {gpus} GPUs is used; for all: torchrun --nproc_per_node {gpus} -m preceptor sft RECIPE")
     set_seed(config.seed)
     tokenizer = load.load_tokenizer(folder)
     tokens.with_thinking(tokenizer, on=tokens.thinks(rows))
@@ -85,6 +84,9 @@ def train(
     with _memory():
         model = _student(base, folder, tokenizer, config, compute)
         language_model = _language_model(model)
+        under = _under(model, config, on.note)
+        if config.packing and not world.sharding():
+            check_packing(language_model)
         learns(language_model)
         if config.compile:
             language_model.base_model.compile(dynamic=True)
@@ -98,17 +100,16 @@ def train(
             validation=Validation(*validation, tokenizer, folder) if validation else None,
         )
         trainer.remove_callback(PrinterCallback)
-        watching = Watching(trainer, config, on.step, out / METRICS, partial(_finish, model, tokenizer))
+        watching = Watching(trainer, config, on.step, out / METRICS, partial(_finish, tokenizer, under))
         trainer.add_callback(watching)
         start = time.perf_counter()
-        _learn(trainer, watching, on.damage)
+        _learn(trainer, watching, under, on.note)
+        chosen = _choose(trainer, on.note)
     seconds = time.perf_counter() - start
     del language_model.forward, language_model.get_output_embeddings().forward
-    _write(trainer, tokenizer, out, compute)
-    graded = {entry["step"]: entry[GRADE] for entry in trainer.state.log_history if GRADE in entry}
-    chosen = {"chosen_step": float(trainer.state.best_global_step or trainer.state.global_step)}
-    if graded:
-        chosen |= {"chosen_grade": max(graded.values()), "last_grade": graded[max(graded)]}
+    _write(trainer, tokenizer, under, out, compute)
+    graded = grades(trainer.state)
+    told = {"chosen_grade": graded[chosen], "last_grade": graded[max(graded)]} if graded else {}
     return {
         "rows": float(len(examples)),
         "refused": float(len(rows) - len(examples)),
@@ -116,9 +117,11 @@ def train(
         "steps": float(trainer.state.global_step),
         "loss": next((entry["loss"] for entry in reversed(trainer.state.log_history) if "loss" in entry), math.nan),
         "seconds": seconds,
+        "tokens": float(trainer.tokens * args.world_size),
         "tokens_per_second": trainer.tokens * args.world_size / seconds,
         "devices": float(args.world_size),
-        **chosen,
+        "chosen_step": float(chosen),
+        **told,
     }
 
 
@@ -130,6 +133,8 @@ def _arguments(folder: Path, config: SftConfig, compute: torch.dtype, *, graded:
     """
     _check(config, graded=graded)
     gpu = torch.cuda.is_available()
+    if not gpu:  # else DeepSpeed, where it is installed, tells stdout that it found none
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder.parent / "tensorboard"))
     args = TrainingArguments(
         output_dir=str(folder),
@@ -137,8 +142,6 @@ def _arguments(folder: Path, config: SftConfig, compute: torch.dtype, *, graded:
         per_device_train_batch_size=config.batch_size,
         activation_checkpointing=config.gradient_checkpointing,
         learning_rate=config.lr,
-        lr_scheduler_type="cosine",
-        warmup_steps=config.warmup,  # below 1 a share
         weight_decay=config.weight_decay,
         max_grad_norm=config.clip,
         optim=_OPTIMIZERS[config.optimizer],
@@ -150,9 +153,6 @@ def _arguments(folder: Path, config: SftConfig, compute: torch.dtype, *, graded:
         eval_strategy="steps" if graded else "no",
         eval_steps=config.checkpoint_steps,
         save_steps=config.checkpoint_steps,
-        load_best_model_at_end=graded,
-        metric_for_best_model=GRADE if graded else None,
-        greater_is_better=True if graded else None,
         logging_steps=10,
         logging_first_step=True,
         logging_nan_inf_filter=False,
@@ -164,6 +164,11 @@ def _arguments(folder: Path, config: SftConfig, compute: torch.dtype, *, graded:
     )
     if args.world_size == 1 and args.n_gpu > 1:
         args._n_gpu = 1  # noqa: SLF001  several in one process are an older way that our loss doesn't fit
+    how = world.sharding()
+    if how and args.distributed_state.distributed_type == DistributedType.MULTI_CPU:
+        raise UserError(
+            f"the launcher's configuration: {how} shares weights among GPUs, and none is here; use torchrun"
+        )
     devices = args.world_size
     if config.devices is not None and config.devices != devices:
         raise UserError(
@@ -180,6 +185,7 @@ def _arguments(folder: Path, config: SftConfig, compute: torch.dtype, *, graded:
 
 
 def _check(config: SftConfig, *, graded: bool) -> None:
+    world.check(config)
     if config.patience and not graded:
         raise UserError(
             "patience: stopping early goes by grades, and there are no validation_rows.jsonl; "
@@ -220,6 +226,10 @@ def _student(
 ) -> Any:
     """The model to train. Weights that learn are single precision: half loses small steps."""
     earlier = (folder / "adapter_config.json").is_file()
+    if earlier and config.method == "full" and world.sharding() in ("FSDP2", "ZeRO-3"):
+        raise UserError(
+            f"{folder}: an adapter can't be merged where weights are shared; export it merged, and train that"
+        )
     if config.method == "full":
         model = load.load(folder, dtype="float32").model
         model.generation_config.eos_token_id = tokens.end_of_turn(tokenizer)
@@ -252,12 +262,26 @@ def _language_model(model: Any) -> PreTrainedModel:
     return inner
 
 
-def _learn(trainer: SftTrainer, watching: Watching, say: Callable[[str], None]) -> None:
+def _under(model: Any, config: SftConfig, note: Callable[[str], None]) -> str | None:
+    """The digest of the base under an adapter; None for a whole model. What an earlier adapter decides is said."""
+    if isinstance(model, PreTrainedModel):
+        return None
+    own = model.peft_config["default"]
+    settled = {"rank": own.r, "alpha": own.lora_alpha, "dropout": own.lora_dropout}
+    if any(getattr(config, name) != value for name, value in settled.items()):
+        told = ", ".join(f"{name} {value:g}" for name, value in settled.items())
+        note(f"the adapter that goes on learning keeps its own {told}")
+    return digest(resolve(own.base_model_name_or_path))
+
+
+def _learn(trainer: SftTrainer, watching: Watching, under: str | None, note: Callable[[str], None]) -> None:
     folder = Path(trainer.args.output_dir)
     first = trainer.is_world_process_zero()
-    start = checkpoints.last(folder, say) if first else None
+    start = checkpoints.last(folder, note) if first else None
     trainer.accelerator.wait_for_everyone()
     start = start if first else checkpoints.newest(folder)
+    if start and under and json.loads((start / load.BASE_FILE).read_text("utf-8"))["digest"] != under:
+        raise WorkError(f"{start}: learned over another base than is there now; put that back, or start over (--fresh)")
     try:
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     except (RuntimeError, ValueError, KeyError, OSError) as error:
@@ -268,6 +292,19 @@ def _learn(trainer: SftTrainer, watching: Watching, say: Callable[[str], None]) 
                 "for another number of devices: go back to them, or start over with --fresh"
             ) from error
         raise
+
+
+def _choose(trainer: SftTrainer, note: Callable[[str], None]) -> int:
+    """Take the weights of the best checkpoint; returns its step, which without grades is the last."""
+    folder, graded = Path(trainer.args.output_dir), grades(trainer.state)
+    last = int(trainer.state.global_step)
+    chosen = int(world.agree(lambda: str(checkpoints.step(checkpoints.best(folder, graded, note))))) if graded else last
+    if chosen != last:
+        trainer.state.best_model_checkpoint = str(folder / f"checkpoint-{chosen}")
+        trainer._load_best_model()  # noqa: SLF001  the library's own way, of each kind of model and of sharing it
+    if trainer.is_world_process_zero():
+        checkpoints.rotate(folder, trainer.config.checkpoints, graded)
+    return chosen
 
 
 @contextmanager
@@ -291,17 +328,18 @@ def _memory() -> Iterator[None]:
         ) from error
 
 
-def _finish(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def _finish(tokenizer: PreTrainedTokenizerBase, under: str | None, folder: Path) -> None:
     """What a folder holds beside the weights: the tokenizer, and of an adapter which base it was trained over."""
     tokenizer.save_pretrained(folder)
-    if not isinstance(model, PreTrainedModel):
-        under = digest(resolve(model.peft_config["default"].base_model_name_or_path))
+    if under:
         (folder / load.BASE_FILE).write_text(json.dumps({"digest": under}) + "\n", "utf-8")
 
 
-def _write(trainer: SftTrainer, tokenizer: PreTrainedTokenizerBase, out: Path, compute: torch.dtype) -> None:
+def _write(
+    trainer: SftTrainer, tokenizer: PreTrainedTokenizerBase, under: str | None, out: Path, compute: torch.dtype
+) -> None:
     """Write the result beside its place, then rename it."""
-    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # whole, however devices share it
+    state = trainer.weights()
     if not trainer.is_world_process_zero():
         return
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_torch_compile=False)
@@ -314,7 +352,7 @@ def _write(trainer: SftTrainer, tokenizer: PreTrainedTokenizerBase, out: Path, c
         config = json.loads((beside / "config.json").read_text("utf-8"))
         config["dtype"] = str(compute).removeprefix("torch.")
         (beside / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-    _finish(model, tokenizer, beside)
+    _finish(tokenizer, under, beside)
     shutil.rmtree(final, ignore_errors=True)
     beside.rename(final)
 

@@ -6,20 +6,24 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerControl
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from preceptor.core.errors import UserError, WorkError
 from preceptor.core.records import Reply, Request, Row, Sampling
 from preceptor.model.generate import generate
 from preceptor.model.load import Loaded
-from preceptor.train import checkpoints
+from preceptor.train import checkpoints, world
 from preceptor.train.batches import Batches, Loader, Packed
 from preceptor.train.config import SftConfig
 from preceptor.train.loss import chunked_cross_entropy
@@ -32,6 +36,8 @@ Grade = Callable[[Row, Reply], float]
 
 GRADE = "eval_grade"
 _GIB = 2**30
+_HIGH = 100.0
+"""Logits at which a model that caps them shows it."""
 
 
 class Validation:
@@ -57,21 +63,28 @@ class SftTrainer(Trainer):  # type: ignore[misc]  # its types aren't read
     """Our batches, our loss, and a grade for each checkpoint."""
 
     loss_is_scaled_for_ga = True
+    control: TrainerControl
+    lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None
 
     def __init__(self, *, config: SftConfig, validation: Validation | None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._config, self._validation = config, validation
+        self.config, self._validation = config, validation
+        if (
+            self.is_fsdp_enabled and self.args.bf16
+        ):  # the library's would sum gradients and give the loss in half precision
+            half = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+            self.accelerator.state.fsdp_plugin.mixed_precision_policy = half
         self.model_accepts_loss_kwargs = True  # so the loss is divided by what all of a step's batches weigh
         self.tokens = 0
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """The library's, with a group of their own for the embeddings where they have a rate of their own."""
         optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
-        if self._config.embedding_lr is not None:
+        if self.config.embedding_lr is not None:
             embedding = self.model.get_input_embeddings().weight
             group = next(g for g in optimizer.param_groups if any(p is embedding for p in g["params"]))
             group["params"] = [p for p in group["params"] if p is not embedding]
-            optimizer.add_param_group({**group, "params": [embedding], "lr": self._config.embedding_lr})
+            optimizer.add_param_group({**group, "params": [embedding], "lr": self.config.embedding_lr})
         return optimizer
 
     def get_train_dataloader(self) -> DataLoader[Packed]:
@@ -104,10 +117,42 @@ class SftTrainer(Trainer):  # type: ignore[misc]  # its types aren't read
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """A checkpoint has the weights whole, beside the devices' shares, so that it can be predicted from."""
+        self._save(output_dir, state_dict=self.weights())
+
+    def weights(self) -> dict[str, Tensor]:
+        """What learns, whole, on the first device. All devices must ask for it."""
+        model = self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False)
+        if self.is_fsdp_enabled:
+            options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+            state: Any = get_model_state_dict(model, options=options)
+        elif self.is_deepspeed_enabled and self.deepspeed.zero_optimization_stage() == 3:  # noqa: PLR2004  ZeRO's number
+            state = self.deepspeed._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters=True) or {}  # noqa: SLF001  the library's own way
+        else:
+            state = model.state_dict()
+        tied = getattr(model, "all_tied_weights_keys", {})  # shares of them are no longer known to be one
+        return {name: value for name, value in state.items() if name not in tied}
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """A rise, of which the first step already learns, then a cosine to none."""
+        rise = int(self.config.warmup * num_training_steps)
+
+        def share(step: int) -> float:
+            if step < rise:
+                return (step + 1) / (rise + 1)
+            return 0.5 * (1 + math.cos(math.pi * (step - rise) / (num_training_steps - rise)))
+
+        if self.lr_scheduler is None:
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, share)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
     def _run_epoch(self, **kwargs: Any) -> None:
         """A run that had stopped early, and was killed before its model was written, learns no more."""
-        control: TrainerControl = self.control
-        if not control.should_training_stop:
+        if not self.control.should_training_stop:
             super()._run_epoch(**kwargs)
 
     def floating_point_ops(self, _inputs: dict[str, Any]) -> int:
@@ -122,7 +167,7 @@ class Watching(TrainerCallback):  # type: ignore[misc]  # as above
         self, trainer: SftTrainer, config: SftConfig, watch: Watch, metrics: Path, finish: Callable[[Path], None]
     ) -> None:
         """`metrics` is the file of what is measured; `finish` is called on each checkpoint before it is sealed."""
-        self._trainer, self._config, self._finish = trainer, config, finish
+        self._trainer, self.config, self._finish = trainer, config, finish
         self._watch, self._metrics = watch, metrics
         self._since, self._tokens = time.perf_counter(), 0
         self.loss = math.nan
@@ -170,13 +215,14 @@ class Watching(TrainerCallback):  # type: ignore[misc]  # as above
         self._since, self._tokens = time.perf_counter(), self._trainer.tokens
 
     def on_save(self, args: Any, state: Any, _control: Any, **_kwargs: Any) -> None:
-        """Seal the checkpoint, and only then delete older ones."""
+        """Seal the checkpoint, once every device has written its part, and only then delete older ones."""
+        self._trainer.accelerator.wait_for_everyone()
         if self._trainer.is_world_process_zero():
             folder = Path(args.output_dir)
             checkpoint = folder / f"checkpoint-{state.global_step}"
             self._finish(checkpoint)
             checkpoints.seal(checkpoint)
-            checkpoints.rotate(folder, self._config.checkpoints, state.best_model_checkpoint)
+            checkpoints.rotate(folder, self.config.checkpoints, grades(state))
         self._trainer.accelerator.wait_for_everyone()
         self._since = time.perf_counter()
 
@@ -190,21 +236,26 @@ class Watching(TrainerCallback):  # type: ignore[misc]  # as above
 
     def _enough(self, state: Any) -> bool:
         """Whether as many grades in a row as patience allows are no better than the best before them."""
-        grades = [entry[GRADE] for entry in state.log_history if GRADE in entry]
-        patience = self._config.patience
-        return bool(patience and grades) and len(grades) - 1 - grades.index(max(grades)) >= (patience or 0)
+        given, patience = list(grades(state).values()), self.config.patience
+        return bool(patience and given) and len(given) - 1 - given.index(max(given)) >= (patience or 0)
+
+
+def grades(state: Any) -> dict[int, float]:
+    """The grades so far, by step."""
+    return {entry["step"]: entry[GRADE] for entry in state.log_history if GRADE in entry}
 
 
 def learns(model: PreTrainedModel) -> None:
     """Make the model's forward give the training loss, without logits, where labels come; else it is as before.
 
-    It happens inside the model's own call, as several devices need it.
+    It happens inside the model's own call and the head's: devices that share weights gather them there.
 
     Raises:
         UserError: the model does something to its logits that our loss doesn't know.
     """
     _check_head(model)
-    plain = model.forward
+    head = model.get_output_embeddings()
+    plain, scores = model.forward, head.forward
 
     def forward(
         self: PreTrainedModel,
@@ -215,35 +266,76 @@ def learns(model: PreTrainedModel) -> None:
         divisor: Tensor | float | None = None,
         **kwargs: Any,
     ) -> Any:
+        """Training gives no mask, ever."""
         if labels is None:
             return plain(input_ids=input_ids, position_ids=position_ids, **kwargs)
-        return loss(self, input_ids, labels, position_ids, weights, divisor)
+        states = self.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
+        return head(states, labels, divisor, weights)
 
-    model.forward = MethodType(forward, model)
+    def learn(
+        self: torch.nn.Linear,
+        states: Tensor,
+        labels: Tensor | None = None,
+        divisor: Tensor | float | None = None,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        if labels is None:
+            logits: Tensor = scores(states)
+            return logits
+        return chunked_cross_entropy(states, self.weight, labels, divisor, weights)
 
-
-def loss(
-    model: PreTrainedModel,
-    input_ids: Tensor,
-    labels: Tensor,
-    position_ids: Tensor | None = None,
-    weights: Tensor | None = None,
-    divisor: Tensor | float | None = None,
-) -> Tensor:
-    """The loss of a batch. The model is never given a mask."""
-    states = model.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
-    return chunked_cross_entropy(states, model.get_output_embeddings().weight, labels, divisor, weights)
+    model.forward, head.forward = MethodType(forward, model), MethodType(learn, head)
 
 
 def _check_head(model: PreTrainedModel) -> None:
-    """Some models scale or cap their logits, or add a bias: our loss would be another one, silently."""
-    ids = torch.arange(8, device=model.device)[None]
-    model.eval()  # dropout would make two passes differ
-    with torch.inference_mode():
-        logits = model(input_ids=ids).logits
-        ours = model.base_model(input_ids=ids).last_hidden_state @ model.get_output_embeddings().weight.T
+    """Some models scale or cap their logits, or add a bias: our loss would be another one, silently.
+
+    Only what comes after the last layer is asked, for which shared weights need not be gathered.
+    """
+    if world.sharding() == "FSDP2" and world.rank():
+        return  # only the first process has read the weights
+    head, base = model.get_output_embeddings(), model.base_model
+    with _whole(head.weight), torch.inference_mode():
+        states = torch.randn(1, 8, head.weight.shape[1], generator=torch.Generator().manual_seed(0)).to(head.weight)
+        states = states * (_HIGH / (states @ head.weight.T).abs().max())  # where a cap would be felt
+        plain, base.forward = base.forward, lambda *_, **__: BaseModelOutputWithPast(last_hidden_state=states)
+        try:
+            logits = model(input_ids=torch.zeros(1, 8, dtype=torch.long, device=states.device)).logits
+        finally:
+            base.forward = plain
+        ours = states @ head.weight.T
     if not torch.allclose(logits.float(), ours.float(), atol=0.05, rtol=0.05, equal_nan=True):
         raise UserError(f"{model.config.model_type}: a model that changes its logits after the head can't be trained")
+
+
+def check_packing(model: PreTrainedModel) -> None:
+    """Attention keeps packed rows apart by their positions; convolutions and running states don't.
+
+    Raises:
+        UserError: what stands before it in a row changes a document.
+    """
+
+    def second(first: int) -> Tensor:
+        ids = torch.tensor([[*range(first, first + 32), *range(8)]], device=model.device)
+        positions = torch.tensor([[*range(32), *range(8)]], device=model.device)
+        states: Tensor = model.base_model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
+        return states[0, 32:].float()
+
+    model.eval()
+    with torch.inference_mode():
+        apart = torch.allclose(second(8), second(40), rtol=1e-4, atol=1e-5, equal_nan=True)
+    if not apart:
+        raise UserError(f"packing: in a {model.config.model_type} packed rows would see one another; leave packing out")
+
+
+def _whole(weight: Tensor) -> AbstractContextManager[Any]:
+    """A weight of which each device has a share, whole on each."""
+    if world.sharding() != "ZeRO-3":
+        return nullcontext()
+    from deepspeed.runtime.zero import GatheredParameters
+
+    gathered: AbstractContextManager[Any] = GatheredParameters([weight])
+    return gathered
 
 
 def peak_memory() -> float:

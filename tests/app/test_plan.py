@@ -335,7 +335,7 @@ def test_what_is_not_known_yet_is_said(command):
     assert not Path("runs").exists()
     Path("none.yaml").write_text("prepare: {source: textbook}\n")
     code, _, err = command("plan", "none.yaml")
-    assert (code, err) == (2, "preceptor: none.yaml: no section asks a teacher; there is nothing to plan\n")
+    assert (code, err) == (2, "preceptor: none.yaml: no section asks a teacher or trains; there is nothing to plan\n")
     code, _, err = command("plan", "r.yaml", "label")
     assert (code, err.count("\n")) == (2, 1)
 

@@ -41,10 +41,10 @@ def lines(out: Path) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize(("config", "made"), [(LORA, "adapter"), (FULL, "model")])
 def test_the_best_graded_checkpoint_is_written_and_the_last_is_kept(base, tmp_path, config, made):
-    """Six steps, the third of them the best, the fifth as good: the earlier of equals."""
+    """Six steps, the third of them the best, the fifth as good: the later of equals."""
     metrics = train(base, ROWS, tmp_path, config, (ROWS[:1], grades(0.1, 0.2, 0.9, 0.3, 0.9, 0.4)))
-    assert kept(tmp_path) == ["checkpoint-3", "checkpoint-6"]
-    assert (metrics["chosen_step"], metrics["chosen_grade"], metrics["last_grade"]) == (3, 0.9, 0.4)
+    assert kept(tmp_path) == ["checkpoint-5", "checkpoint-6"]
+    assert (metrics["chosen_step"], metrics["chosen_grade"], metrics["last_grade"]) == (5, 0.9, 0.4)
     best, last = (weights(tmp_path / "checkpoints" / name) for name in kept(tmp_path))
     written = weights(tmp_path / made)
     assert all(torch.equal(written[key], best[key]) for key in written)
@@ -81,8 +81,8 @@ def test_the_grader_sees_what_the_model_answers(base, tmp_path):
     train(base, ROWS, tmp_path / "not", LORA.model_copy(update={"checkpoints": None}))
     assert [name for name, _ in seen] == ["r0", "r1", "r2"] * 6
     assert seen[0][1].usage.completion_tokens > 1
-    first = weights(tmp_path / "not" / "checkpoints" / "checkpoint-1")
-    assert all(torch.equal(value, first[key]) for key, value in weights(tmp_path / "graded" / "adapter").items())
+    last = weights(tmp_path / "not" / "checkpoints" / "checkpoint-6")
+    assert all(torch.equal(value, last[key]) for key, value in weights(tmp_path / "graded" / "adapter").items())
     losses = [[line["loss"] for line in lines(tmp_path / name) if "loss" in line] for name in ("graded", "not")]
     assert losses[0] == losses[1]
 
@@ -91,11 +91,11 @@ def test_patience_ends_a_run_and_a_kill_after_that_changes_nothing(base, tmp_pat
     """The best at step 2, and two that are no better."""
     config = LORA.model_copy(update={"patience": 2})
     metrics = train(base, ROWS, tmp_path, config, (ROWS[:1], grades(0.1, 0.5, 0.5, 0.4)))
-    assert (metrics["steps"], metrics["chosen_step"]) == (4, 2)
+    assert (metrics["steps"], metrics["chosen_step"]) == (4, 3)
     written = weights(tmp_path / "adapter")
     shutil.rmtree(tmp_path / "adapter")
     again = train(base, ROWS, tmp_path, config, (ROWS[:1], grades()))
-    assert (again["steps"], again["chosen_step"]) == (4, 2)
+    assert (again["steps"], again["chosen_step"]) == (4, 3)
     assert all(torch.equal(value, written[key]) for key, value in weights(tmp_path / "adapter").items())
     with pytest.raises(UserError, match=r"patience: .* no validation_rows\.jsonl"):
         train(base, ROWS, tmp_path / "none", config)
@@ -116,7 +116,7 @@ def test_a_damaged_checkpoint_is_put_aside_and_said(base, tmp_path, name):
     shutil.rmtree(tmp_path / "adapter")
     spoil(tmp_path / "checkpoints" / "checkpoint-6" / name)
     said, steps = [], []
-    train(base, ROWS, tmp_path, LORA, on=On(lambda step, *_: steps.append(step), damage=said.append))
+    train(base, ROWS, tmp_path, LORA, on=On(lambda step, *_: steps.append(step), note=said.append))
     assert len(said) == 1
     assert "checkpoint-6 is damaged: put aside as damaged-checkpoint-6" in said[0]
     assert steps[0] == 6
@@ -127,11 +127,58 @@ def test_a_damaged_checkpoint_is_put_aside_and_said(base, tmp_path, name):
         train(base, ROWS, tmp_path, LORA)
 
 
+@pytest.mark.parametrize("harm", ["spoiled", "gone"])
+def test_the_best_checkpoint_must_be_whole(base, tmp_path, harm):
+    """Else the best of those left is written, and it is said."""
+    best = tmp_path / "checkpoints" / "checkpoint-3"
+    config = LORA.model_copy(update={"checkpoints": 3})
+    train(base, ROWS, tmp_path, config, (ROWS[:1], grades(0.1, 0.2, 0.9, 0.3, 0.5, 0.4)))
+    shutil.rmtree(tmp_path / "adapter")
+    if harm == "gone":
+        shutil.rmtree(best)
+    else:
+        spoil(best / "adapter_model.safetensors")
+    said = []
+    metrics = train(base, ROWS, tmp_path, config, (ROWS[:1], grades()), On(note=said.append))
+    told = {"spoiled": "is damaged, and put aside as damaged-checkpoint-3", "gone": "is gone"}[harm]
+    assert said == [f"{best}, graded best, {told}: checkpoint-5, the best of those left, is taken"]
+    assert (metrics["chosen_step"], metrics["chosen_grade"]) == (5, 0.5)
+    fifth = weights(tmp_path / "checkpoints" / "checkpoint-5")
+    assert all(torch.equal(value, fifth[key]) for key, value in weights(tmp_path / "adapter").items())
+
+
+def test_what_a_user_puts_beside_or_into_checkpoints_harms_nothing(base, tmp_path):
+    train(base, ROWS, tmp_path, LORA)
+    last = tmp_path / "checkpoints" / "checkpoint-6"
+    shutil.copytree(last, last.with_name("checkpoint-6-keep"))
+    (last / ".DS_Store").write_text("x")
+    said, steps = [], []
+    train(base, ROWS, tmp_path, LORA, on=On(lambda step, *_: steps.append(step), note=said.append))
+    assert (said, steps) == ([], [])
+    assert last.with_name("checkpoint-6-keep").is_dir()
+
+
+def test_an_adapter_is_not_gone_on_with_over_another_base(base, tmp_path):
+    train(base, ROWS, tmp_path, LORA)
+    moved = tiny.save(tiny.qwen(seed=1), tmp_path / "moved")
+    with pytest.raises(WorkError, match="checkpoint-6: learned over another base than is there now"):
+        train(moved, ROWS, tmp_path, LORA)
+
+
+def test_a_single_step_learns(base, tmp_path):
+    """The rise of the learning rate takes none of so few steps."""
+    train(base, ROWS, tmp_path, FULL.model_copy(update={"epochs": 1, "batch_size": 12}))
+    before, after = weights(base), weights(tmp_path / "model")
+    assert any(not torch.equal(before[key], after[key]) for key in before)
+    (line,) = lines(tmp_path)
+    assert (line["step"], line["lr"]) == (1, 5e-3)
+
+
 def test_a_checkpoint_without_its_seal_was_being_written(base, tmp_path):
     train(base, ROWS, tmp_path, LORA)
     (tmp_path / "checkpoints" / "checkpoint-6" / "sha256.json").unlink()
     said, steps = [], []
-    train(base, ROWS, tmp_path, LORA, on=On(lambda step, *_: steps.append(step), damage=said.append))
+    train(base, ROWS, tmp_path, LORA, on=On(lambda step, *_: steps.append(step), note=said.append))
     assert (said, steps[0]) == ([], 6)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from preceptor.core.errors import UserError, WorkError
 from preceptor.core.records import Request, Sampling
@@ -130,7 +131,10 @@ def test_adapter_names_its_base_as_it_was_called(base, tmp_path, monkeypatch):
 def test_an_adapter_goes_on_learning(base, tmp_path):
     """A second round starts from the first one's adapter, over the same base."""
     train(base, ROWS, tmp_path / "one", LORA)
-    train(tmp_path / "one" / "adapter", ROWS, tmp_path / "two", LORA.model_copy(update={"lr": 1e-9}))
+    said = []
+    more = LORA.model_copy(update={"lr": 1e-9, "rank": 8})
+    train(tmp_path / "one" / "adapter", ROWS, tmp_path / "two", more, on=On(note=said.append))
+    assert said == ["the adapter that goes on learning keeps its own rank 2, alpha 128, dropout 0.1"]
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert all(torch.allclose(one[key], two[key], atol=1e-6) for key in one)
     config = json.loads((tmp_path / "two" / "adapter" / "adapter_config.json").read_text())
@@ -167,9 +171,27 @@ def test_models_that_change_their_logits_are_refused():
     model = tiny.qwen()
     trainer._check_head(model)
     plain = model.lm_head.forward
-    model.lm_head.forward = lambda states: torch.tanh(plain(states) / 5) * 5
+    model.lm_head.forward = lambda states: torch.tanh(plain(states) / 30) * 30
     with pytest.raises(UserError, match="changes its logits"):
         trainer._check_head(model)
+
+
+def test_a_model_in_which_packed_rows_meet_is_not_packed(tmp_path):
+    """Its convolutions look back over the border; unpacked it learns."""
+    config = AutoConfig.for_model(
+        "lfm2",
+        vocab_size=400,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        layer_types=["conv", "full_attention"],
+    )
+    base = tiny.save(AutoModelForCausalLM.from_config(config), tmp_path / "base")
+    with pytest.raises(UserError, match="packing: in a lfm2 packed rows would see one another; leave packing out"):
+        train(base, ROWS, tmp_path, FULL.model_copy(update={"packing": True}))
+    train(base, ROWS, tmp_path, FULL.model_copy(update={"epochs": 1}))
 
 
 def test_end_is_learnt(base, tmp_path):
