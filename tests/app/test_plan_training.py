@@ -29,6 +29,7 @@ def plan(command):
     return run
 
 
+@pytest.mark.slow
 def test_what_a_model_is_and_takes(plan):
     out, figures = plan("{batch_size: 1, gradient_checkpointing: true}", "--card", "24")
     assert "qwen2, 28 layers of width 3584, vocabulary 152,064, 7,615,616,512 parameters" in out
@@ -42,6 +43,7 @@ def test_what_a_model_is_and_takes(plan):
     assert re.search(r"disk: 2\.4 GiB, 1 checkpoints of 1\.8 GiB kept", out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("section", "card", "told"),
     [
@@ -93,11 +95,13 @@ def test_rows_that_are_there_are_counted_and_their_step_is_timed(plan):
     )
 
 
+@pytest.mark.slow
 def test_a_model_that_another_section_trains_has_its_shape(plan):
     out, _ = plan("{}\nsft_more: {student: sft}", "--card", "80")
     assert f"sft_more: {KNOWN}: qwen2, 28 layers" in out
 
 
+@pytest.mark.slow
 def test_devices_each_take_all(plan):
     out, figures = plan("{batch_size: 1, devices: 2, gradient_checkpointing: true}", "--card", "24")
     assert "each of 2 devices takes all of it" in out

@@ -197,7 +197,14 @@ def test_other_programs_render_the_same_tokens(name: str, tmp_path: Path) -> Non
     assert tokens.end_of_turn(saved) == words.convert_tokens_to_ids(family.end)
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in ("qwen3-instruct-2507", "qwen3.5")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in ("qwen3", "qwen3-thinking", "gemma3") else pytest.mark.slow)
+        for name in FAMILIES
+        if name not in ("qwen3-instruct-2507", "qwen3.5")
+    ],
+)
 def test_one_door_for_training_prediction_and_diagnose(name: str, tmp_path: Path) -> None:
     """A model that learns one row is asked with that row's tokens everywhere, says its answer, and stops.
 

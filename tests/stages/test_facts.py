@@ -425,6 +425,7 @@ evaluate: {}
 """
 
 
+@pytest.mark.slow
 def test_what_the_stages_write_is_what_is_read(command):
     Path("r.yaml").write_text(RECIPE)
     code, _, err = command("run", "r.yaml")

@@ -53,7 +53,14 @@ class _KillError(Exception):
     """Stands for a kill that leaves checkpoints behind."""
 
 
-@pytest.mark.parametrize(("config", "at"), [(LORA, 4), (LORA, 5), (FULL, 3), (PACKED, 4), (QLORA, 4), (ACCUMULATED, 4)])
+@pytest.mark.parametrize(
+    ("config", "at"),
+    [
+        (LORA, 5),
+        (PACKED, 4),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in ((LORA, 4), (FULL, 3), (QLORA, 4), (ACCUMULATED, 4))),
+    ],
+)
 def test_resumed_is_exactly_unbroken(base, unbroken, tmp_path, config, at):
     """Six steps, against some and a resume, at an epoch's end or amid one: equal to the last bit."""
 
