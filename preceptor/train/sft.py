@@ -230,12 +230,16 @@ def _student(
         raise UserError(
             f"{folder}: an adapter can't be merged where weights are shared; export it merged, and train that"
         )
+    where = "cpu" if world.sharding() == "FSDP2" else None  # each GPU gets its share alone
     if config.method == "full":
-        model = load.load(folder, dtype="float32").model
+        if earlier:
+            model = load.load(folder, dtype="float32").model
+        else:
+            model = load.load_model(folder, torch.float32, device=where)
         model.generation_config.eos_token_id = tokens.end_of_turn(tokenizer)
         return model
     under = load.base_of(folder) if earlier else folder
-    beneath = load.load_model(under, compute, four_bit=config.method == "qlora")
+    beneath = load.load_model(under, compute, four_bit=config.method == "qlora", device=where)
     if earlier:  # goes on learning
         student = load.load_adapter(beneath, under, folder, trainable=True)
         name = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]

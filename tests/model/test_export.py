@@ -48,6 +48,7 @@ def plain(*folders: Path):
     return map(json.loads, ended.stdout.splitlines())
 
 
+@pytest.mark.slow
 def test_other_programs_load_both_and_hear_the_same(adapter, tmp_path):
     """Without this package: the greedy answer of adapter and base is that of the merged model."""
     export.whole(adapter, tmp_path / "out" / "model", {"README.md": "a card"})

@@ -275,6 +275,7 @@ cli.main()
 """
 
 
+@pytest.mark.slow
 def test_killed_amid_a_chain_it_goes_on_to_the_same_answers(trained, command):
     os.chdir(trained)
     again = ("run", "r.yaml", "predict", f"predict.models=[{CHAIN}]", "predict.called=both", "--runs")

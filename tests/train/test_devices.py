@@ -63,6 +63,7 @@ def launch(*words: object, cwd: Path | None = None) -> tuple[int, list[str], lis
     return done.returncode, done.stdout.splitlines(), own
 
 
+@pytest.mark.slow
 def test_two_learn_what_one_does(base, tmp_path):
     """Rows that two can't share evenly, accumulation, packing, grades, an adapter and all weights."""
     code, _, said = launch(*TWO, "tests.train.devices", base, tmp_path / "two", *devices.CONFIGS)

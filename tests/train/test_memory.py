@@ -119,6 +119,7 @@ def test_training_takes_what_was_estimated(sizes, over, dtype, tmp_path, monkeyp
     assert found.total == pytest.approx(taken[0], rel=0.15)
 
 
+@pytest.mark.slow
 def test_layers_that_are_added_are_those_that_would_be_gone_through(monkeypatch):
     config, batch = shape("qwen3", 256, 6, 8_000), Batch(2, 128, 30)
     for how in (SftConfig(rank=8), SftConfig(method="full"), SftConfig(rank=8, gradient_checkpointing=True)):
@@ -130,6 +131,7 @@ def test_layers_that_are_added_are_those_that_would_be_gone_through(monkeypatch)
         assert (added.trained, added.state) == (whole.trained, whole.state)
 
 
+@pytest.mark.slow
 def test_gradients_lie_beside_the_next_batch_of_a_step():
     config, batch = shape("qwen2", 256, 4, 8_000), Batch(4, 256, 64)
     one, two = (
@@ -147,6 +149,7 @@ def test_known_shapes_have_their_parameters(name, expected):
     assert parameters(full_size(name)) == expected
 
 
+@pytest.mark.slow
 def test_four_bits_with_their_scales_are_4_127():
     pytest.importorskip("bitsandbytes")
     config = full_size(SEVEN)
@@ -159,6 +162,7 @@ def test_four_bits_with_their_scales_are_4_127():
     assert bits == pytest.approx(4.127, abs=0.001)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("over", "state"),
     [
@@ -177,6 +181,7 @@ def test_optimizer_state(over, state):
         assert found.state == pytest.approx(found.trained * state, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_what_leaves_the_gpu_is_not_in_the_sum():
     config, batch = shape("qwen3", 256, 4, 8_000), Batch(2, 64, 10)
     how = SftConfig(method="full", optimizer="paged_adamw_8bit")

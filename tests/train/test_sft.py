@@ -93,6 +93,16 @@ def test_what_cannot_be_had_here_is_said_first(base, tmp_path, update, line):
         train(base, ROWS, tmp_path, LORA.model_copy(update=update))
 
 
+def test_a_tracker_that_is_asked_for_is_told_numbers_and_no_text(base, tmp_path):
+    train(base, ROWS, tmp_path, LORA.model_copy(update={"report_to": ("tensorboard",)}))
+    (events,) = (tmp_path / "tensorboard").glob("events.out.*")
+    told = events.read_bytes()
+    assert b"train/loss" in told
+    assert not any(text.encode() in told for row in ROWS for text in ("咳嗽", "a fever", row.answer))
+    train(base, ROWS, tmp_path / "untold", LORA)
+    assert not [*(tmp_path / "untold").rglob("events*")]
+
+
 def test_methods_have_their_own_defaults():
     """As the founding documents train."""
     lora, full = SftConfig(), SftConfig(method="full")
