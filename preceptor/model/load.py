@@ -76,7 +76,8 @@ def load_model(
 ) -> PreTrainedModel:
     """The weights of a folder. Nothing that runs code is read.
 
-    `device` is by default the GPU where there is one. `four_bit`: linear layers in double-quantised nf4 (Dettmers et al. 2023), to train an adapter over.
+    `device` is by default the GPU where there is one. `four_bit`: linear layers in double-quantised nf4 (Dettmers et
+    al. 2023), to train an adapter over.
     """
     logging.disable_progress_bar()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -135,7 +135,7 @@ def _arguments(folder: Path, config: SftConfig, compute: torch.dtype, *, graded:
     gpu = torch.cuda.is_available()
     if not gpu:  # else DeepSpeed, where it is installed, tells stdout that it found none
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder.parent / "tensorboard"))
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder.parent / "tensorboard")
     args = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=config.epochs,
