@@ -29,6 +29,7 @@ from preceptor.stages.base import read_records
 from preceptor.stages.fences import HELD_OUT
 from preceptor.tasks.diagnosis import parse
 from preceptor.tasks.prompts import record_in
+from preceptor.train.config import SETTLED
 
 TEXTBOOK = "textbook"
 _WEIGHTS = ("adapter", "model")
@@ -84,7 +85,8 @@ def facts_of(
         raw=dict(chain.from_iterable(part.given(need) for part in prepares for need in ("source", "target"))),
         seed=made.config["seed"],
         code=made.config["code"],
-        settings={name: value for name, value in made.settings.items() if name not in ("from", "limit")},
+        settings={name: value for name, value in made.settings.items() if name not in ("from", "limit")}
+        | {name: made.metrics[name] for name in SETTLED if name in made.metrics},
         trained=made.metrics,
         validation=_validation(run, made, curates),
         asked=tuple(_asked(line)),

@@ -11,7 +11,7 @@ from preceptor.stages import fences
 from preceptor.stages.base import Context, How, Need, Stage, StageConfig, folder, needs_torch, read_records
 from preceptor.tasks import consult, diagnosis, prompts
 from preceptor.train import world
-from preceptor.train.config import SftConfig, Tracker
+from preceptor.train.config import SETTLED, SftConfig, Tracker
 
 VALIDATION = "validation_rows.jsonl"
 METRICS = "metrics.jsonl"
@@ -65,7 +65,7 @@ def run(config: Config, context: Context) -> Mapping[str, Any]:
     told_of = short_card(
         f"{context.recipe}: {context.section}",
         config.student,
-        how.model_dump(mode="json"),
+        how.model_dump(mode="json") | {name: metrics[name] for name in SETTLED if name in metrics},
         adapter=adapter,
         rows=int(metrics["rows"]),
         transductive=transductive,

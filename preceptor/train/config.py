@@ -15,6 +15,10 @@ _DEFAULTS: dict[Method, dict[str, Any]] = {
 }
 
 
+SETTLED = ("rank", "alpha", "dropout")
+"""What an adapter that goes on learning has decided before."""
+
+
 class TokenWeights(BaseModel):
     """How much a token of each field of an answer counts in the loss, which is divided by the weights' sum.
 

@@ -84,7 +84,8 @@ def train(
     with _memory():
         model = _student(base, folder, tokenizer, config, compute)
         language_model = _language_model(model)
-        under = _under(model, config, on.note)
+        own = _own(model, config, on.note)
+        under = _under(model)
         if config.packing and not world.sharding():
             check_packing(language_model)
         learns(language_model)
@@ -120,6 +121,7 @@ def train(
         "tokens": float(trainer.tokens * args.world_size),
         "tokens_per_second": trainer.tokens * args.world_size / seconds,
         "devices": float(args.world_size),
+        **own,
         "chosen_step": float(chosen),
         **told,
     }
@@ -266,16 +268,23 @@ def _language_model(model: Any) -> PreTrainedModel:
     return inner
 
 
-def _under(model: Any, config: SftConfig, note: Callable[[str], None]) -> str | None:
-    """The digest of the base under an adapter; None for a whole model. What an earlier adapter decides is said."""
+def _own(model: Any, config: SftConfig, note: Callable[[str], None]) -> dict[str, float]:
+    """Rank, alpha and dropout that an adapter has; where an earlier one's differ from the recipe's, it is said."""
+    if isinstance(model, PreTrainedModel):
+        return {}
+    lora = model.peft_config["default"]
+    own = {"rank": lora.r, "alpha": lora.lora_alpha, "dropout": lora.lora_dropout}
+    if any(getattr(config, name) != value for name, value in own.items()):
+        told = ", ".join(f"{name} {value:g}" for name, value in own.items())
+        note(f"the adapter that goes on learning keeps its own {told}")
+    return own
+
+
+def _under(model: Any) -> str | None:
+    """The digest of the base under an adapter; None for a whole model."""
     if isinstance(model, PreTrainedModel):
         return None
-    own = model.peft_config["default"]
-    settled = {"rank": own.r, "alpha": own.lora_alpha, "dropout": own.lora_dropout}
-    if any(getattr(config, name) != value for name, value in settled.items()):
-        told = ", ".join(f"{name} {value:g}" for name, value in settled.items())
-        note(f"the adapter that goes on learning keeps its own {told}")
-    return digest(resolve(own.base_model_name_or_path))
+    return digest(resolve(model.peft_config["default"].base_model_name_or_path))
 
 
 def _learn(trainer: SftTrainer, watching: Watching, under: str | None, note: Callable[[str], None]) -> None:

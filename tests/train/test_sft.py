@@ -143,7 +143,8 @@ def test_an_adapter_goes_on_learning(base, tmp_path):
     train(base, ROWS, tmp_path / "one", LORA)
     said = []
     more = LORA.model_copy(update={"lr": 1e-9, "rank": 8})
-    train(tmp_path / "one" / "adapter", ROWS, tmp_path / "two", more, on=On(note=said.append))
+    metrics = train(tmp_path / "one" / "adapter", ROWS, tmp_path / "two", more, on=On(note=said.append))
+    assert (metrics["rank"], metrics["alpha"], metrics["dropout"]) == (2, 128, 0.1)
     assert said == ["the adapter that goes on learning keeps its own rank 2, alpha 128, dropout 0.1"]
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert all(torch.allclose(one[key], two[key], atol=1e-6) for key in one)
