@@ -81,6 +81,7 @@ def test_what_would_fit_is_said_and_true(plan, section, card, told):
     assert "sft: fits a card" in plan(section, *changes, "--card", card)[0]
 
 
+@pytest.mark.slow
 def test_rows_that_are_there_are_counted_and_their_step_is_timed(plan):
     tiny.save(AutoModelForCausalLM.from_config(shape("qwen3", 128, 3, 400)), Path("base"))
     write_records(Path("rows.jsonl"), [tiny.row(number) for number in range(30)])

@@ -63,6 +63,7 @@ def test_the_misjudging_readers_tell_their_own_posterior(confidence: Confidence)
         assert differ >= 6
 
 
+@pytest.mark.slow
 def test_too_sure_and_not_sure_enough() -> None:
     """Entropy of the posterior, and how far the first disease's probability is from how often it is right."""
     cases = sample(1500, 29, "en", "short")

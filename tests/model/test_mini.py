@@ -50,6 +50,7 @@ def test_a_disease_is_one_token(mini: Loaded) -> None:
     assert {len(mini.tokenizer.encode(name, add_special_tokens=False)) for name in names} == {1}
 
 
+@pytest.mark.slow
 def test_it_has_learnt_its_lessons(mini: Loaded) -> None:
     """On lessons that it has not seen, in both languages."""
     rows = list(lessons(textbook(), dict.fromkeys(PRACTISED, 1), 240, seed=4242))

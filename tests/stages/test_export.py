@@ -95,6 +95,7 @@ def test_damage_is_one_line(recipe):
     assert "runs/r/sft/adapter: damaged safetensors" in err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_only_the_students_own_first_answers_are_submitted(recipe):
     assert recipe("run", "r.yaml", "prepare", "sft", "predict")[0] == 0
     cases = api.load_cases("runs/r/prepare/target.jsonl")

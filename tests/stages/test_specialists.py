@@ -227,6 +227,7 @@ def trained(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_chained_answer_is_that_of_both_asked_by_hand(trained, command):
     from preceptor.model.generate import generate
     from preceptor.model.load import load
@@ -334,6 +335,7 @@ def test_stored_replies_serve_the_same_two_weights_alone(tmp_path):
     assert answers("a", "c")[0] == ("c",)
 
 
+@pytest.mark.slow
 def test_the_weights_are_let_go(trained, command):
     os.chdir(trained)
     again = ("run", "r.yaml", "predict", f"predict.models=[{CHAIN}]", "limit=2", "--fresh")
@@ -393,6 +395,7 @@ def test_chains_that_cannot_be(command, fields, told):
 # --- advice ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_advice_thinks_comes_through(command):
     from tests.model import tiny
 

@@ -257,6 +257,7 @@ ZERO_3 = {**ZERO_2, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
     ],
 )
 def test_what_does_not_go_together_is_refused(monkeypatch, launcher, how, line):
+    monkeypatch.setattr(world, "find_spec", lambda name: object())  # DeepSpeed need not be there to be refused
     for name, value in launcher.items():
         monkeypatch.setenv(name, value)
     told = SftConfig.model_validate(how)
@@ -266,6 +267,14 @@ def test_what_does_not_go_together_is_refused(monkeypatch, launcher, how, line):
     with pytest.raises(UserError, match=line) as caught:
         world.check(told)
     assert "\n" not in str(caught.value)
+
+
+def test_a_library_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setattr(world, "find_spec", lambda name: None)
+    for name, value in ZERO_2.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=r"needs DeepSpeed: pip install 'preceptor\[deepspeed\]'"):
+        world.sharding()
 
 
 @pytest.mark.slow

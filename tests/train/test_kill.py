@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -29,6 +30,7 @@ train(Path(sys.argv[1]), ROWS, Path(sys.argv[2]), CONFIG, on=On(kill))
 """
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_is_exactly_unbroken(tmp_path):
     torch.set_num_threads(1)
     base = tiny.save(tiny.qwen(), tmp_path / "base")
