@@ -319,7 +319,8 @@ def _disk(how: SftConfig, memory: "Memory", updates: int | None, runs: Path, who
         return f"disk: {_gib(each)} a checkpoint, all of which are kept, and {_gib(final)}; {_gib(free)} are free"
     # The new one is whole before an old one goes.
     need = each * (kept + (made is None or made > kept)) + final
-    verdict = "" if need < free else "; it does not suffice: keep fewer checkpoints, or choose another --runs"
+    fewer = "keep fewer checkpoints, or " if kept > 2 else ""  # noqa: PLR2004  the best and the last
+    verdict = "" if need < free else f"; it does not suffice: {fewer}choose another --runs, or free some"
     return f"disk: {_gib(need)}, {kept} checkpoints of {_gib(each)} kept; {_gib(free)} are free{verdict}"
 
 

@@ -121,9 +121,10 @@ def summarise(evaluation: Evaluation, words: Words, about: str = "", trained: st
 
 
 def find_student(models: Iterable[str]) -> str:
-    """The model called student; else the last that is neither a baseline nor the base or the teacher."""
+    """The model called student; else the last that is no baseline, base, teacher, nor a folder beside sections."""
     names = list(models)
     trained = [name for name in names if name not in (BASE, TEACHER, *YARDSTICKS)]
+    trained = [name for name in trained if "/" not in name] or trained
     if "student" in names:
         return "student"
     return (trained or [name for name in names if name == BASE] or names or [""])[-1]

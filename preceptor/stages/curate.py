@@ -188,7 +188,7 @@ class _Tally:
         if self.golden:
             yield f"{context.section}: to validate on: {self.golden} cases with gold"
         elif self.apart:
-            why = "no validation case has gold, so their labels are kept apart and not learned"
+            why = "no validation case has gold that is not tested on too: their labels are kept apart, and not learned"
             yield f"{context.section}: to validate on: {self.apart} training cases ({why})"
         if again := self.of["labelled_again"]:
             yield f"{context.section}: {again} cases are labelled in several files; the better label by the grader wins"

@@ -119,13 +119,15 @@ def _lacking(facts: Facts) -> dict[str, str]:
     if facts.learned.about_held_out:
         leaks = facts.learned.about_held_out
         found["leak test"] = f"a leak test that it passes ({leaks} training rows are about held-out cases: train anew)"
-    if "ece" not in facts.figures:
+    if facts.task == "diagnosis" and "ece" not in facts.figures:  # advice is told without probabilities
         found["calibration"] = (
             "calibration and on how many cases (`evaluate` tells `ece` once `predict` asked this model about the test "
             "cases, with confidences)"
         )
     if facts.task == "consult" and "severe_miss" not in facts.figures:
-        found["severe misses"] = "how many urgent cases it misses (`evaluate` its advice on the test cases)"
+        found["severe misses"] = (
+            "how many urgent cases it misses (`evaluate` its advice on test cases, of which some must be urgent)"
+        )
     return found
 
 

@@ -1,6 +1,6 @@
 """A student learns the labels: an adapter, or all its weights."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -43,7 +43,7 @@ def run(config: Config, context: Context) -> Mapping[str, Any]:
     rows = list(read_records(context.input("rows.jsonl"), Row, config.limit))
     transductive = fences.check(context, rows, include_target=config.include_target)
     apart = list(read_records(path, Row)) if (path := context.optional(VALIDATION)) else []
-    gold = _gold(context)
+    gold = _gold(context, apart)
     how = SftConfig.model_validate(config.model_dump(include=set(SftConfig.model_fields)))
     with context.progress(context.section, None) as tick:
         needs_torch(context.section)
@@ -73,7 +73,8 @@ def run(config: Config, context: Context) -> Mapping[str, Any]:
     if world.rank() == 0:
         (context.folder / ("adapter" if adapter else "model") / "README.md").write_text(told_of, "utf-8")
     told = f"{metrics['rows']:.0f} rows learned, loss {metrics['loss']:.3f}"
-    refused = f", {metrics['refused']:.0f} refused as too long" if metrics["refused"] else ""
+    see = f": raise max_length, or see {context.folder / 'log.txt'}"
+    refused = f", {metrics['refused']:.0f} refused as too long{see}" if metrics["refused"] else ""
     context.say(f"{context.section}: {told}{refused}")
     if "chosen_grade" in metrics:
         by = (
@@ -83,6 +84,11 @@ def run(config: Config, context: Context) -> Mapping[str, Any]:
             f"{context.section}: step {metrics['chosen_step']:.0f} of {metrics['steps']:.0f} is chosen: {by} "
             f"{metrics['chosen_grade']:.3f} on {len(apart)} validation rows (the last {metrics['last_grade']:.3f})"
         )
+        if metrics["steps"] < metrics["planned_steps"]:
+            context.say(
+                f"{context.section}: stopped early, of {metrics['planned_steps']:.0f} steps: {config.patience} "
+                "checkpoints in a row were no better"
+            )
     if transductive:
         context.say(f"{context.section}: transductive: {transductive} rows are about target cases")
     return {**metrics, "validation_rows": len(apart), "transductive_rows": transductive}
@@ -107,10 +113,12 @@ def _watch(context: Context, tick: Callable[..., None]) -> Callable[[int, int, M
     return watch
 
 
-def _gold(context: Context) -> dict[str, Case]:
-    """The validation cases whose answer is known."""
-    path = context.optional("validation")
-    return {case.id: case for case in read_records(path, Case) if case.gold} if path else {}
+def _gold(context: Context, rows: Iterable[Row]) -> dict[str, Case]:
+    """The cases of validation rows whose answer is known; where labels are kept apart they are training cases."""
+    wanted = {row.case_id for row in rows}
+    paths = [path for name in ("validation", "train") if (path := context.optional(name))]
+    cases = (case for path in paths for case in read_records(path, Case))
+    return {case.id: case for case in cases if case.id in wanted and case.gold}
 
 
 def _grader(task: Task, gold: Mapping[str, Case]) -> Callable[[Row, Reply], float]:

@@ -116,6 +116,7 @@ def train(
         "refused": float(len(rows) - len(examples)),
         "cut": float(sum(example.cut for example in examples)),
         "steps": float(trainer.state.global_step),
+        "planned_steps": float(trainer.state.max_steps),
         "loss": next((entry["loss"] for entry in reversed(trainer.state.log_history) if "loss" in entry), math.nan),
         "seconds": seconds,
         "tokens": float(trainer.tokens * args.world_size),
@@ -144,6 +145,8 @@ def _arguments(folder: Path, config: SftConfig, compute: torch.dtype, *, graded:
         per_device_train_batch_size=config.batch_size,
         activation_checkpointing=config.gradient_checkpointing,
         learning_rate=config.lr,
+        lr_scheduler_type="cosine",  # this and the rise are told to trackers; the trainer makes its own
+        warmup_steps=config.warmup,
         weight_decay=config.weight_decay,
         max_grad_norm=config.clip,
         optim=_OPTIMIZERS[config.optimizer],
@@ -235,7 +238,7 @@ def _student(
     where = "cpu" if world.sharding() == "FSDP2" else None  # each GPU gets its share alone
     if config.method == "full":
         if earlier:
-            model = load.load(folder, dtype="float32").model
+            model = load.load(folder, dtype="float32").model.requires_grad_(True)  # merged, it was frozen
         else:
             model = load.load_model(folder, torch.float32, device=where)
         model.generation_config.eos_token_id = tokens.end_of_turn(tokenizer)

@@ -110,7 +110,10 @@ LINES = {
         "- **What was trained**: an adapter over the base (lora, rank 8, alpha 16), merged into it here\n",
     ),
     "an adapter": (FACTS, "- **What was trained**: an adapter over the base (lora, rank 8, alpha 16)\n"),
-    "refused rows": (FACTS, "- **Trained on**: 38 rows; 2 more were refused as too long; 1,200 steps, mean loss 0.250"),
+    "refused rows": (
+        FACTS,
+        "- **Trained on**: 38 rows; 2 more were refused as too long; 1,200 steps, loss at the end 0.250",
+    ),
     "a checkpoint on gold": (
         replace(FACTS, validation=(30, "gold")),
         "the best by the grader on 30 validation rows (grade 0.750; the last had 0.700). Their answers are gold.",

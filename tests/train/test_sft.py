@@ -153,6 +153,15 @@ def test_an_adapter_goes_on_learning(base, tmp_path):
     assert load.load(tmp_path / "two" / "adapter").folder == tmp_path / "two" / "adapter"
 
 
+def test_all_weights_learn_from_an_adapter(base, tmp_path):
+    """It is merged first."""
+    train(base, ROWS, tmp_path / "one", LORA)
+    train(tmp_path / "one" / "adapter", ROWS, tmp_path / "two", FULL)
+    before, after = load_file(base / "model.safetensors"), weights(tmp_path / "two")
+    assert before.keys() == after.keys()
+    assert all(not torch.equal(before[key], value) for key, value in after.items() if "proj" in key)
+
+
 def test_rows_that_do_not_fit_are_named(base, tmp_path):
     """A row too long stops nothing and is counted; nothing but such rows is a wrong request."""
     refused = []
