@@ -108,7 +108,7 @@ def spoil(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", "sha256.json"])
+@pytest.mark.parametrize("name", ["optimizer.pt", pytest.param("sha256.json", marks=pytest.mark.slow)])
 def test_a_damaged_checkpoint_is_put_aside_and_said(base, tmp_path, name):
     """Training goes on from the one before, to the weights that it would have come to anyway."""
     train(base, ROWS, tmp_path, LORA)
@@ -147,6 +147,7 @@ def test_the_best_checkpoint_must_be_whole(base, tmp_path, harm):
     assert all(torch.equal(value, fifth[key]) for key, value in weights(tmp_path / "adapter").items())
 
 
+@pytest.mark.slow
 def test_what_a_user_puts_beside_or_into_checkpoints_harms_nothing(base, tmp_path):
     train(base, ROWS, tmp_path, LORA)
     last = tmp_path / "checkpoints" / "checkpoint-6"
@@ -174,6 +175,7 @@ def test_a_single_step_learns(base, tmp_path):
     assert (line["step"], line["lr"]) == (1, 5e-3)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_its_seal_was_being_written(base, tmp_path):
     train(base, ROWS, tmp_path, LORA)
     (tmp_path / "checkpoints" / "checkpoint-6" / "sha256.json").unlink()

@@ -33,8 +33,8 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
         LORA,
         FULL,
         FULL.model_copy(update={"packing": True, "accumulation": 2}),
-        FULL.model_copy(update={"optimizer": "adamw_8bit"}),
-        LORA.model_copy(update={"method": "qlora"}),
+        pytest.param(FULL.model_copy(update={"optimizer": "adamw_8bit"}), marks=pytest.mark.slow),
+        pytest.param(LORA.model_copy(update={"method": "qlora"}), marks=pytest.mark.slow),
     ],
 )
 def test_training_lowers_the_loss_and_leaves_a_model(base, tmp_path, config):
@@ -58,6 +58,7 @@ def test_training_lowers_the_loss_and_leaves_a_model(base, tmp_path, config):
     assert reply.usage.completion_tokens
 
 
+@pytest.mark.slow
 def test_activations_computed_twice_change_nothing(base, tmp_path):
     """The same losses, with or without."""
     losses = []
@@ -153,6 +154,7 @@ def test_an_adapter_goes_on_learning(base, tmp_path):
     assert load.load(tmp_path / "two" / "adapter").folder == tmp_path / "two" / "adapter"
 
 
+@pytest.mark.slow
 def test_all_weights_learn_from_an_adapter(base, tmp_path):
     """It is merged first."""
     train(base, ROWS, tmp_path / "one", LORA)
@@ -196,6 +198,7 @@ def test_models_that_change_their_logits_are_refused():
         trainer._check_head(model)
 
 
+@pytest.mark.slow
 def test_a_model_in_which_packed_rows_meet_is_not_packed(tmp_path):
     """Its convolutions look back over the border; unpacked it learns."""
     config = AutoConfig.for_model(
