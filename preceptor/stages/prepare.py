@@ -120,6 +120,8 @@ class _Place:
 def run(config: Config, context: Context) -> Mapping[str, Any]:
     """Writes a file for each split, issues.jsonl and report.html."""
     textbook = config.source == (TEXTBOOK,)
+    if textbook and config.target:
+        raise UserError("prepare.target: beside the textbook's cases there are no target's; name files as the source")
     splits = [*SPLITS, *["benchmark"] * bool(config.benchmark), *["target"] * bool(config.target)]
     listed, waiting = context.folder / "issues.jsonl", context.folder / ".cases.jsonl"
     for path in (listed, waiting):
