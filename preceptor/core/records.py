@@ -109,6 +109,8 @@ class Request(Record):
     """JSON schema of the reply, as JSON; endpoints that can are held to it (`response_format`)."""
     logprobs: int | None = Field(default=None, ge=0, le=20)
     """Alternatives wanted a token; 0 is the chosen token's log-probability alone, None is none at all."""
+    candidates: tuple[str, ...] = ()
+    """Ways in which the last message, the assistant's, may go on: their probabilities are wanted, and no words."""
 
 
 class Token(Record):
@@ -143,7 +145,11 @@ class Reply(Record):
     model: str = ""
     usage: Usage = Usage()
     tokens: tuple[Token, ...] = ()
-    """The tokens of `text`, when log-probabilities were asked for; joined they are `text`."""
+    """The tokens of `text`, when log-probabilities were asked for; joined they are `text`, unless the endpoint gives
+    ids in place of bytes (`text.token_id`): then all that it wrote, thinking and the end of the turn too. Where
+    candidates were asked about: each of them with its log-probability as a whole, in their order, and no text."""
+    cut: bool = False
+    """The record was longer than the model's context, and its end was not read."""
     key: str = ""
     """The ledger's key, on which stores join."""
 
@@ -174,6 +180,22 @@ class UnansweredError(Exception):
         self.failure = failure
 
 
+OTHER = "other"
+"""In a set of diseases, every one to which the answer gives no probability of its own."""
+
+
+class Withheld(Record):
+    """An answer that was not given, for it was too doubtful."""
+
+    output: Diagnosis
+    confidence: float = Field(ge=0, le=1)
+    """In its first disease."""
+    threshold: float = Field(ge=0, le=1)
+    """Below which no answer is given."""
+    ask: str = ""
+    """The finding that would help most, by name; empty where that is not known."""
+
+
 class Prediction(Record):
     """A model's answer to a case, or the reason why there is none."""
 
@@ -196,10 +218,22 @@ class Prediction(Record):
     """An earlier reply did not parse; the model was told why, and answered again."""
     revised: bool = False
     """The last turn says something else than an earlier one: a second look changed the answer."""
+    cut: bool = False
+    """The record was longer than the model's context, and its end was not read."""
     agreement: float | None = Field(default=None, ge=0, le=1)
     """Share of the samples of this answer that say the same, where several were drawn."""
     confidence: dict[str, float] = Field(default_factory=dict)
-    """Probability of each disease that the answer names, where known."""
+    """Probability of each disease that the answer names, or would if it were not withheld, where known; calibrated,
+    where a calibration is there."""
+    uncalibrated: dict[str, float] = Field(default_factory=dict)
+    """The same before it was calibrated; empty where it never was."""
+    distribution: dict[str, float] = Field(default_factory=dict)
+    """Probability that a disease is named first, where known; the empty name stands for abstention, and what all
+    lack to 1 belongs to everything else."""
+    prediction_set: tuple[str, ...] | None = None
+    """Diseases, the likeliest first, one of which is true as often as was asked for; OTHER may be among them."""
+    withheld: Withheld | None = None
+    """What would have been answered, where the answer abstains because it was too doubtful."""
     usage: Usage = Usage()
 
     @model_validator(mode="after")

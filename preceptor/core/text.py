@@ -23,6 +23,7 @@ _NUMBER = re.compile(
     rf"|{_BOUNDARY}[(（]?(?P<chinese>[{_NUMERALS}])[、.．)）]"
 )
 _BULLET = re.compile(r"^[ \t]*[-–*•●·▪][ \t]*", re.MULTILINE)
+_TOKEN_ID = re.compile(rb"token_id:(\d{1,9})")
 _LONE = re.compile(r"[\ud800-\udfff\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u200b\u2060\ufeff]")
 
 
@@ -34,6 +35,12 @@ def normalise(text: str) -> str:
 def clean(text: str) -> str:
     """The text without what can't be written or seen: lone surrogates, control and zero-width characters."""
     return _LONE.sub("", text).strip()
+
+
+def token_id(utf8: bytes) -> int | None:
+    """The id that stands in place of a token's bytes, as vLLM writes it where a request asks for ids; else None."""
+    found = _TOKEN_ID.fullmatch(utf8)
+    return int(found[1]) if found else None
 
 
 @dataclass(frozen=True)
