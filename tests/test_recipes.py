@@ -25,9 +25,15 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 RECIPES = {path.stem: yaml.safe_load(path.read_text("utf-8")) for path in sorted((ROOT / "recipes").glob("*.yaml"))}
-TRAINING = [(name, section) for name, recipe in RECIPES.items() for section in recipe if section.split("_")[0] == "sft"]
+TRAINING = [
+    (name, section)
+    for name, recipe in RECIPES.items()
+    for section in recipe
+    if section.split("_")[0] in ("sft", "distill") and not name.startswith("results")  # which trains as these do
+]
 ARCHITECTURES = {
     "Qwen/Qwen2.5-7B-Instruct": ("qwen2.5", "qwen2"),
+    "Qwen/Qwen2.5-1.5B-Instruct": ("qwen2.5", "qwen2"),
     "Qwen/Qwen3-1.7B": ("qwen3", "qwen3"),
     "smollm2": ("smollm2", "llama"),
 }
@@ -45,13 +51,13 @@ main()
 """The command in a process that kills itself as soon as the first checkpoint is whole."""
 
 
-def student(name: str, folder: Path) -> Path:
-    """A model of the architecture that the recipe names, and its kind of chat template."""
+def student(name: str, folder: Path, padding: int = 0) -> Path:
+    """A model of the architecture that the recipe names, and its kind of chat template; its head may be padded."""
     family, kind = ARCHITECTURES[name]
     words = tokenizer_of(FAMILIES[family])
     config = AutoConfig.for_model(
         kind,
-        vocab_size=len(words),
+        vocab_size=len(words) + padding,
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=2,
@@ -87,6 +93,8 @@ def overrides(name: str, section: str, folder: Path) -> list[str]:
         return [*words, "lessons_more.rows=40"]
     if recipe["student"] != "mini":
         words.append(f"student={student(recipe['student'], folder / 'student')}")
+    if "local_teacher" in how:
+        words.append(f"{section}.local_teacher={student(how['local_teacher'], folder / 'teacher', padding=128)}")
     source = questions(folder / "qa.jsonl") if recipe["task"] == "consult" else "textbook"
     sizes = ["prepare.train=80", "prepare.validation=10", "prepare.test=10"]
     return [*words, f"prepare.source={source}", *(sizes if source == "textbook" else [])]

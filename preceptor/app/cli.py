@@ -27,7 +27,9 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides such as label.limit=10.")
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start over; the old folder is kept under a number.")]
-Retry = Annotated[bool, typer.Option("--retry", help="Try again what failed, and that alone (label, predict).")]
+Retry = Annotated[
+    bool, typer.Option("--retry", help="Try again what failed, and that alone (label, calibrate, predict).")
+]
 Runs = Annotated[Path, typer.Option("--runs", help="The folder of all runs.")]
 RUNS = Path("runs")
 INTERRUPTED = 130
@@ -248,8 +250,8 @@ def diagnose(
         raise UserError(f"{what}: not UTF-8 text; convert it first") from error
     show = Show()
     with show.progress("thinking", None):
-        case, prediction = answer(text, model)
-    show.result(shown(case, prediction))
+        found = answer(text, model)
+    show.result(shown(found))
 
 
 @app.command()

@@ -29,7 +29,7 @@ _NEEDS = {
         "pip install preceptor",
     ),
     "prepare: Parquet, XLSX, zstd": (("openpyxl", "pyarrow", "zstandard"), "pip install 'preceptor[tables]'"),
-    "sft, predict, diagnose": (
+    "sft, distill, predict, diagnose": (
         ("accelerate", "datasets", "peft", "safetensors", "torch", "transformers", "trl"),
         "pip install 'preceptor[train]'",
     ),

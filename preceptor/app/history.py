@@ -16,7 +16,7 @@ from preceptor.core.errors import UserError
 from preceptor.core.records import Diagnosis, Prediction, Record
 from preceptor.data.files import Imported, importer_of, read, sniff
 from preceptor.report.summary import UNKNOWN, find_student, percent
-from preceptor.stages.base import Lines, read_records
+from preceptor.stages.base import TRAINING, Lines, read_records
 
 FILE = "history.jsonl"
 """In the folder of all runs: what was added by hand."""
@@ -148,7 +148,7 @@ def _scheme(run: Path) -> str:
     for path in run.glob("*/config.json"):
         config = read_json(path, "stage", "started", "config") or {}
         metrics = read_json(path.parent / "metrics.json")
-        if config["stage"] == "sft" and metrics:
+        if config["stage"] in TRAINING and metrics:
             how = config["config"]
             marked = ", transductive" if metrics.get("transductive_rows") else ""
             trained.append(

@@ -49,6 +49,23 @@ class _Rows:
     answer: int
     """Tokens of an answer."""
 
+    def with_answers_of(self, most: int, max_length: int) -> "_Rows":
+        """The same prompts with answers that are yet to be written."""
+        longest, typical = (min(length + most, max_length) for length in (self.longest, self.typical))
+        told = f"{self.told}; answers of at most {most:,} are written to them, which takes time of its own"
+        return _Rows(told, self.number, longest, typical, most)
+
+
+@dataclass(frozen=True)
+class _Teacher:
+    """A teacher on this machine."""
+
+    told: str
+    size: int
+    """Bytes of its weights; 0 where that is not known."""
+    stays: bool
+    """Beside the student, as long as it learns."""
+
 
 def trainings(recipe: Recipe) -> list[Section]:
     """The sections that train as `sft` does."""
@@ -79,23 +96,28 @@ def _told(recipe: Recipe, section: Section, runs: Path, wanted: float | None) ->
 
     name = section.name
     how = SftConfig.model_validate(section.config.model_dump(include=set(SftConfig.model_fields)))
-    model, folder = _model(recipe, section, runs)
+    model, folder = _model(recipe, str(section.config.student), runs)  # type: ignore[attr-defined]  # each has one
     config, how = _shape(model, folder, how)
     rows, card = _rows(recipe, section, runs, folder, how), Card.of(wanted)
+    teacher = _teacher(recipe, section, runs, how, card)
+    if teacher and teacher.stays:
+        rows = rows.with_answers_of(section.config.max_tokens, how.max_length)  # type: ignore[attr-defined]  # distill's
     compute = precision(folder, gpu=card.gpu)
     yield (
         f"{name}: {model}: {config.model_type}, {config.num_hidden_layers} layers of width {config.hidden_size}, "
         f"vocabulary {config.vocab_size:,}, {parameters(config):,} parameters"
     )
     yield f"{name}: {rows.told}"
+    if teacher:
+        yield f"{name}: {teacher.told}"
     batch = _batch(how, rows, rows.longest)
-    memory = _with_rest(estimate(config, how, batch, compute, gpu=card.gpu), card)
+    memory = _with_rest(estimate(config, how, batch, compute, gpu=card.gpu), card, teacher)
     yield f"{name}: {how.method} trains {memory.trained:,}; {batch.rows} × {batch.length:,} tokens a batch"
     yield _table(memory)
     if memory.total <= card.size * _SLACK:
         yield f"{name}: fits {card.name}: {_gib(card.size - memory.total)} of {_gib(card.size)} are left"
     else:
-        change = _change(config, how, rows, card, compute)
+        change = _change(config, how, rows, card, compute, teacher)
         yield f"{name}: does not fit {card.name} ({_gib(card.size)}): {change}"
     if memory.paged:
         yield f"{name}: the optimizer's state, {_gib(memory.paged)}, leaves the card for this machine's memory"
@@ -106,24 +128,47 @@ def _told(recipe: Recipe, section: Section, runs: Path, wanted: float | None) ->
     yield f"{name}: {_disk(how, memory, updates, runs, whole=compute.itemsize)}"
 
 
-def _with_rest(memory: "Memory", card: "Card") -> "Memory":
+def _teacher(recipe: Recipe, section: Section, runs: Path, how: SftConfig, card: "Card") -> _Teacher | None:
+    """The teacher that a section loads, if it does."""
+    from preceptor.train.blank import parameters
+    from preceptor.train.measure import precision
+
+    named = str(getattr(section.config, "local_teacher", ""))
+    if not named:
+        return None
+    stays = bool(getattr(section.config, "on_policy", False))
+    when = "all the time beside the student" if stays else "while it reads the rows, before the student is there"
+    try:
+        model, folder = _model(recipe, named, runs)
+        config, _ = _shape(model, folder, how)
+    except UserError as error:
+        return _Teacher(f"its teacher takes memory too, {when}; how much is not known: {error}", 0, stays)
+    size = parameters(config) * precision(folder, gpu=card.gpu).itemsize
+    told = f"its teacher {model}, {parameters(config):,} parameters, takes {_gib(size)} {when}"
+    if size > card.size * _SLACK:
+        told += f"; it does not fit {card.name}: choose a smaller one"
+    return _Teacher(told + ("; how long it takes is not known" if not stays else ""), size, stays)
+
+
+def _with_rest(memory: "Memory", card: "Card", teacher: _Teacher | None) -> "Memory":
+    if teacher and teacher.stays:
+        memory = replace(memory, parts={**memory.parts, "teacher": teacher.size})
     if card.gpu:
         return memory
     taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return replace(memory, parts={**memory.parts, "rest": taken})
 
 
-def _model(recipe: Recipe, section: Section, runs: Path) -> tuple[str, Path | None]:
-    """The student's name, and its folder where it is on this disk."""
+def _model(recipe: Recipe, name: str, runs: Path) -> tuple[str, Path | None]:
+    """A model's name, and its folder where it is on this disk."""
     named = {one.name: one for one in recipe.sections}
-    name = str(section.config.student)  # type: ignore[attr-defined]  # every training section has one
     if name in named:
         found = [runs / recipe.name / name / kind for kind in ("model", "adapter")]
         if left := next((path for path in found if path.is_dir()), None):
             return name, left
         if named[name] in trainings(recipe):
-            return _model(recipe, named[name], runs)
-        raise UserError(f"the student's shape is known once {name!r} has run: preceptor run {recipe.path} {name}")
+            return _model(recipe, str(named[name].config.student), runs)  # type: ignore[attr-defined]  # each has one
+        raise UserError(f"the shape of {name!r} is known once it has run: preceptor run {recipe.path} {name}")
     if name == "smollm2":
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "preceptor" / name
         return name, cache if cache.is_dir() else None  # to unpack it takes a minute
@@ -244,17 +289,18 @@ _MEANING = {
     "loss": "logits and the head's gradient",
     "buckets": "gradients on their way between devices",
     "rest": "what runs it: libraries, workspaces",
+    "teacher": "the teacher's weights",
 }
 
 
-def _change(config: Any, how: SftConfig, rows: _Rows, card: "Card", compute: Any) -> str:
+def _change(config: Any, how: SftConfig, rows: _Rows, card: "Card", compute: Any, teacher: _Teacher | None) -> str:
     """The least change that fits, tried: smaller batches first, then checkpointing, then other methods."""
 
     def fits(changed: SftConfig) -> bool:
         from preceptor.train.memory import estimate
 
         batch = _batch(changed, rows, rows.longest)
-        found = _with_rest(estimate(config, changed, batch, compute, gpu=card.gpu), card)
+        found = _with_rest(estimate(config, changed, batch, compute, gpu=card.gpu), card, teacher)
         return found.total <= card.size * _SLACK
 
     methods = {"full": ("full", "lora", "qlora"), "lora": ("lora", "qlora"), "qlora": ("qlora",)}[how.method]

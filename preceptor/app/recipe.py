@@ -24,7 +24,7 @@ from preceptor.stages.teacher import TeacherConfig
 _SECTION = re.compile(r"\w[\w-]*")
 """It is a folder's name, and the first part of a dotted key."""
 
-_CONSULT = ("prepare", "design", "label", "curate", "sft", "predict", "judge", "evaluate", "export")
+_CONSULT = ("prepare", "design", "label", "curate", "sft", "distill", "predict", "judge", "evaluate", "export")
 """The stages that serve advice too."""
 
 

@@ -31,7 +31,7 @@ from preceptor.stages.prepare import TEXTBOOK
 from preceptor.stages.teacher import Answerer, Rehearsal, TeacherConfig
 from preceptor.tasks import prompts
 
-_CORRECTS = ("label", "predict", "design")
+_CORRECTS = ("label", "predict", "design", "calibrate")
 """Stages that ask once more for a reply that can't be read."""
 _COMPLAINT = 64
 """Tokens that the reason why it can't may have."""

@@ -27,7 +27,7 @@ from preceptor.app.console import Show
 from preceptor.app.guard import Silent, locked, logged, told_in_one_line
 from preceptor.app.recipe import Recipe, Section, inputs
 from preceptor.core.errors import UserError
-from preceptor.stages.base import FAILED, Context, Stage, replacing, result_fields
+from preceptor.stages.base import FAILED, Context, Stage, replacing, result_fields, sha256
 from preceptor.train import world
 
 _Json = dict[str, Any]
@@ -244,17 +244,6 @@ def _change(key: str, before: Any, now: Any) -> str:
     if key.startswith("inputs."):
         return f"{key} changed"
     return f"{key} was {json.dumps(before, ensure_ascii=False)}, now {json.dumps(now, ensure_ascii=False)}"
-
-
-def sha256(path: Path) -> str:
-    """Digest of a file, or of all files in a folder by name."""
-    if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    total = hashlib.sha256()
-    for file_path in sorted(p for p in path.rglob("*") if p.is_file()):
-        total.update(f"{file_path.relative_to(path)} {sha256(file_path)}\n".encode())
-    return total.hexdigest()
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

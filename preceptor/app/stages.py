@@ -8,6 +8,8 @@ STAGES = {
     "label": "A teacher answers the training cases.",
     "curate": "Labels are graded; what fails or stands on nothing goes out.",
     "sft": "A student learns the labels.",
+    "distill": "A student learns what the teacher believes of each token.",
+    "calibrate": "A model's confidence is held against gold: probabilities, abstention, sets of diseases.",
     "predict": "Models answer the held-out cases.",
     "judge": "A model judges answers by a rubric, or two models' answers in pairs.",
     "evaluate": "Answers are measured: a table and a page.",

@@ -91,13 +91,19 @@ class Teacher:
 
 
 def _diagnosis(answerer: Exact, asked: Question) -> Choice[str]:
-    """Of each hypothesis one answer: its diseases, and the words of the record that speak most for them."""
+    """Of each hypothesis one answer: its diseases, and the words of the record that speak most for them.
+
+    Where it is to be stated, beside each disease how probable the reader believes it: in any answer.
+    """
     reading = answerer.reader.read(asked.record)
-    choice = answerer.choice(answerer.believe(asked.record, reading))
+    posterior = answerer.believe(asked.record, reading)
+    choice = answerer.choice(posterior)
     quoted = answerer.mentions(reading, choice.options, asked.reasons, asked.characters)
     reasons = (tuple(asked.record[m.start : m.end] for m in mentions) for mentions in quoted)
     answers = zip(_names(answerer, asked, choice), reasons, strict=True)
-    return choice.said([diagnosis.canonical(Diagnosis(diseases=names, reason=reason)) for names, reason in answers])
+    name = _written(answerer, asked)
+    believed = {name[key]: share for key, share in posterior.marginals.items()} if asked.act == "stated" else None
+    return choice.said([diagnosis.canonical(Diagnosis(diseases=d, reason=r), believed) for d, r in answers])
 
 
 def _diseases(answerer: Exact, asked: Question) -> Choice[str]:
@@ -109,8 +115,13 @@ def _diseases(answerer: Exact, asked: Question) -> Choice[str]:
 
 
 def _names(answerer: Exact, asked: Question, choice: Choice[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    name = {key: disease.name(asked.language) for key, disease in answerer.book.diseases.items()}
+    name = _written(answerer, asked)
     return [tuple(name[disease] for disease in diseases) for diseases in choice.options]
+
+
+def _written(answerer: Exact, asked: Question) -> dict[str, str]:
+    """The diseases' names in the record's language, by id."""
+    return {key: disease.name(asked.language) for key, disease in answerer.book.diseases.items()}
 
 
 def _thinking(answerer: Exact, asked: Question) -> Choice[str]:
@@ -160,6 +171,7 @@ def _design(_: Exact, asked: Question) -> Choice[str]:
 
 _ACTS: Mapping[str, Callable[[Exact, Question], Choice[str]]] = {
     "diagnosis": _diagnosis,
+    "stated": _diagnosis,
     "thinking": _thinking,
     "diseases": _diseases,
     "evidence": _diagnosis,  # the second of two turns looks again, and may correct the first

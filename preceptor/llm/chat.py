@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from preceptor.core.records import FailureKind, Reply, Request, Token, Usage
+from preceptor.core.text import token_id
 from preceptor.llm.completer import ProviderError
 
 _MOST_TOKENS = 1 << 30
@@ -110,11 +111,14 @@ def _tokens(logprobs: Any, said: str, text: str) -> tuple[Token, ...]:
     """The tokens that spell `text`, the end of `said`.
 
     Servers may give tokens before it (thinking) and after it (end of turn). A token that begins before
-    `text` keeps its log-probability with the bytes that belong to `text`, and loses its alternatives.
+    `text` keeps its log-probability with the bytes that belong to `text`, and loses its alternatives. Where a server
+    gives ids in place of bytes, all are kept as they are: what they spell only their tokenizer knows.
     """
     entries = list(_entries(logprobs or {}))
     if not entries or not text:
         return ()
+    if all(token_id(piece) is not None for piece, _, _ in entries):
+        return tuple(Token(utf8=piece, logprob=logprob, alternatives=others) for piece, logprob, others in entries)
     spelled = said.encode()
     if spelled not in b"".join(entry[0] for entry in entries):
         entries = _whole(entries, spelled)
@@ -180,8 +184,10 @@ def _logprob(value: Any) -> float | None:
 
 
 def _bytes(entry: Mapping[str, Any]) -> bytes:
+    """Its own, or its id where that is told: vLLM then gives the bytes of some tokens, and for others of the id."""
     given = entry.get("bytes")
-    return bytes(given) if isinstance(given, list) else str(entry["token"]).encode()
+    numbered = token_id(str(entry.get("token")).encode("utf-8", "replace")) is not None
+    return bytes(given) if isinstance(given, list) and not numbered else str(entry["token"]).encode()
 
 
 def _clean(text: str) -> str:

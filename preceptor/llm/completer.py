@@ -66,6 +66,10 @@ class Completer(Protocol):
     async def close(self) -> None:
         """Let connections and threads go."""
 
+    def gone(self) -> WorkError | None:
+        """Why nobody will ever answer again; None where somebody may."""
+        return None
+
     def most(self, request: Request) -> Money | None:
         """The most that a send can cost; None where no price is known."""
         return None

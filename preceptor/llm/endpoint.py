@@ -20,7 +20,7 @@ import httpx2
 from preceptor.core.errors import UserError, WorkError
 from preceptor.core.money import Money
 from preceptor.core.records import FailureKind, Reply, Request, Usage
-from preceptor.llm import zone
+from preceptor.llm import server, zone
 from preceptor.llm.chat import is_called, reply_of, start_of
 from preceptor.llm.completer import Completer, ProviderError
 from preceptor.llm.config import SHORTEST_KEY, EndpointConfig
@@ -34,7 +34,7 @@ _STRANGERS = 20
 """Replies from another model, before any from the one that was asked for, after which the name must be wrong."""
 _AROUND = 16
 """Tokens that a chat template may add to a message."""
-_NO_LOGPROBS = "gives no log-probabilities: ask for none, or use another endpoint"
+_NO_LOGPROBS = "gives no log-probabilities: write `logprobs: 0` among its fields, or use another endpoint"
 _RETRYABLE = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 _ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
@@ -89,6 +89,10 @@ class Endpoint(Completer):
         """Close the connections."""
         for line in self._lines:
             await line.client.aclose()
+
+    def gone(self) -> WorkError | None:
+        """What became of a server that was started here."""
+        return server.gone(self._url)
 
     def most(self, request: Request) -> Money | None:
         """The most that a send can cost: a token has a byte at least, and the reply its limit."""
@@ -259,7 +263,11 @@ class Endpoint(Completer):
             mend = f"check {self._variable}" if self._variable else "name the key's variable in `key_env`"
             return _end(UserError(f"{self.name} refuses the key (401): {mend}"))
         if status == HTTPStatus.NOT_FOUND:
-            return _end(UserError(f"{self._url} has no {self.model!r} (404: {start}): mend `url` or the model"))
+            return _end(
+                UserError(
+                    f"{self._url} has no {(self.config.model or self.model)!r} (404: {start}): mend `url` or the model"
+                )
+            )
         if response.is_redirect:
             return _end(UserError(f"{self._url} redirects ({status}): put the address it leads to in `url`"))
         if status == HTTPStatus.PAYMENT_REQUIRED or b"insufficient_quota" in body:

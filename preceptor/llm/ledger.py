@@ -81,7 +81,8 @@ def request_key(name: str, model: str, request: Request, sample: int = 0, repeat
 
     `repeat` tells apart the same request made again within one conversation.
     """
-    parts = json.dumps([name, model, request.model_dump(mode="json"), sample, repeat], ensure_ascii=True)
+    asked = request.model_dump(mode="json", exclude=None if request.candidates else {"candidates"})
+    parts = json.dumps([name, model, asked, sample, repeat], ensure_ascii=True)
     return hashlib.sha256(parts.encode()).digest()[: rows.DIGEST]
 
 

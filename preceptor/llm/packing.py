@@ -13,6 +13,8 @@ from preceptor.core.records import Reply, Token
 _FINISH = ("stop", "length", "refusal")
 _JOINED = 0x80
 """The text is what the tokens say."""
+_CUT = 0x40
+"""The record was cut."""
 _SEVEN_BITS = 0x7F
 _SINGLE = 3.4028234663852886e38
 """The largest finite number in single precision."""
@@ -51,7 +53,8 @@ def pack(reply: Reply) -> bytes:
     text = reply.text.encode()
     joined = bool(reply.tokens) and b"".join(token.utf8 for token in reply.tokens) == text
     words = (reply.model.encode(), reply.thinking.encode(), b"" if joined else text)
-    head = bytes([_FINISH.index(reply.finish) | (_JOINED if joined else 0)]) + _varints(map(len, words))
+    marks = _JOINED * joined | _CUT * reply.cut
+    head = bytes([_FINISH.index(reply.finish) | marks]) + _varints(map(len, words))
     return deflate(head + b"".join(words) + (_tokens(reply.tokens) if reply.tokens else b""))
 
 
@@ -64,9 +67,10 @@ def unpack(body: bytes) -> Reply:
     return Reply(
         text=(b"".join(token.utf8 for token in tokens) if first & _JOINED else text).decode(),
         thinking=thinking.decode(),
-        finish=_FINISH[first & ~_JOINED],
+        finish=_FINISH[first & ~(_JOINED | _CUT)],
         model=model.decode(),
         tokens=tokens,
+        cut=bool(first & _CUT),
     )
 
 

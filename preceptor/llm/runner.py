@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from typing import Generic, TypeVar
 
 import stamina
@@ -86,6 +87,7 @@ class _Runner(Generic[K, T]):
         self._interrupts = 0
         self._claims = 0
         self._replied = 0.0  # when the last reply came
+        self._told = 0.0  # when it was last said that a server is gone
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -203,8 +205,12 @@ class _Runner(Generic[K, T]):
                 told.lane.slow(max(told.error.retry_after or 0.0, more))
             except ProviderError as error:
                 # A server that was there may come back; one that never was is the user's to mend, at once.
-                if error.sent or not self._replied or time.monotonic() - self._replied > _OUTAGE:
+                out_for = time.monotonic() - self._replied if self._replied else inf
+                if error.ends or error.sent or error.answered or out_for > _OUTAGE:
                     raise
+                if out > 1 and len(self._completers) == 1 and self._told < self._replied:
+                    log.warning("%s; it is waited for, %g minutes at most", error.detail, _OUTAGE / 60)
+                    self._told = time.monotonic()
                 await asyncio.sleep(out + random.uniform(0, out))
                 out = min(30.0, 2 * out)
             else:
@@ -268,13 +274,16 @@ class _Runner(Generic[K, T]):
             try:
                 reply = await lane.completer.complete(request)
             except ProviderError as error:
+                if not error.sent:
+                    error.ends = error.ends or lane.completer.gone()
                 most = lane.completer.most(request) if error.answered else None
                 flight.cost = Money(0.0, most.currency) if most else lane.completer.cost(error.usage)
                 if error.retry_after is not None and error.retryable:
                     raise _ThrottledError(error, lane) from error
-                if error.ends and error.answered and self._gate.retire(lane):
-                    log.warning("%s: the others go on without it", error.detail)
-                    raise ProviderError(error.kind, error.detail, retryable=True, answered=True) from error
+                if error.ends and (error.answered or not error.sent) and self._gate.retire(lane):
+                    log.warning("%s: the others go on without it", error.ends)
+                    again = ProviderError(error.kind, error.detail, retryable=True, answered=True, sent=error.sent)
+                    raise again from error
                 if not error.answered and len(self._completers) > 1:  # the others do its work meanwhile
                     lane.slow(_PAUSE)
                 raise

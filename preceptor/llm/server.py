@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from http import HTTPStatus
 from pathlib import Path
 
@@ -42,6 +42,15 @@ finally:
 """
 
 
+_OURS: dict[str, Callable[[], WorkError | None]] = {}
+"""By address, servers that run now: what became of each, once it has ended."""
+
+
+def gone(url: str) -> WorkError | None:
+    """Why nobody will answer at an address again: a server that was started here has ended."""
+    return _OURS[url]() if url in _OURS else None
+
+
 @contextlib.contextmanager
 def started(config: EndpointConfig, model: str, log: Path) -> Iterator[str]:
     """The address of the endpoint's API; for one with a command, run for as long as the context lasts."""
@@ -57,22 +66,36 @@ def started(config: EndpointConfig, model: str, log: Path) -> Iterator[str]:
     ]
     if shutil.which(command[0]) is None:
         raise UserError(f"start: there is no command {command[0]!r}: install it, or mend `start`")
+    url = f"http://127.0.0.1:{port}/v1"
+    with watched(command, log) as watch:
+        _await(url, watch, config, log)
+        _OURS[url] = lambda: None if watch.poll() is None else _ended(config, "while it was asked", log)
+        try:
+            yield url
+        finally:
+            del _OURS[url]
+
+
+@contextlib.contextmanager
+def watched(command: Sequence[str], log: Path, stdout: int | None = None) -> Iterator["subprocess.Popen[bytes]"]:
+    """A process that runs a command for as long as the context lasts, and ends it and all that it starts.
+
+    It ends when the command does. What the command writes goes to `log`, or its output to `stdout`, as for Popen.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         watch = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _WATCH, str(os.getpid()), *command],
             stdin=subprocess.DEVNULL,
-            stdout=output,
+            stdout=output if stdout is None else stdout,
             stderr=output,
             start_new_session=True,
         )
-    url = f"http://127.0.0.1:{port}/v1"
-    try:
-        _await(url, watch, config, log)
-        yield url
-    finally:
-        watch.terminate()
-        watch.wait()
+    with watch:
+        try:
+            yield watch
+        finally:
+            watch.terminate()
 
 
 def _await(url: str, watch: "subprocess.Popen[bytes]", config: EndpointConfig, log: Path) -> None:
@@ -84,7 +107,7 @@ def _await(url: str, watch: "subprocess.Popen[bytes]", config: EndpointConfig, l
                 if client.get(f"{url}/models").status_code not in _NOT_YET:
                     return
             if watch.poll() is not None:
-                raise WorkError(f"`{config.start}` ended before it answered: {_last_line(log)} (see {log})")
+                raise _ended(config, "before it answered", log)
             if time.monotonic() > end:
                 raise WorkError(
                     f"`{config.start}` gave no answer at {url}/models within {config.start_timeout:g} s:"
@@ -93,6 +116,11 @@ def _await(url: str, watch: "subprocess.Popen[bytes]", config: EndpointConfig, l
             time.sleep(0.1)
 
 
-def _last_line(log: Path) -> str:
+def _ended(config: EndpointConfig, when: str, log: Path) -> WorkError:
+    return WorkError(f"`{config.start}` ended {when}: {last_line(log)} (see {log})")
+
+
+def last_line(log: Path) -> str:
+    """The last words of a log."""
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
     return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "it wrote nothing")

@@ -33,6 +33,8 @@ ADAPTER_FILE = "adapter_model.safetensors"
 
 _SMALL = 50_000_000
 """Below so many parameters a CPU gains nothing from half precision."""
+_FEWEST = 8
+"""Tokens of a tokenizer that writes anything."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
         )
+    if len(tokenizer) < _FEWEST:  # the library makes an empty one where files are missing
+        raise UserError(f"{folder}: its tokenizer knows no words; put its tokenizer.json there")
     return tokenizer
 
 
@@ -206,4 +210,4 @@ def _one_line(where: Path) -> Iterator[None]:
     except (ValueError, KeyError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{where}: not a model that can be read: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(f"{where}: not a model that can be read: {' '.join(str(error).split())[:300]}") from error

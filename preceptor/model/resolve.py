@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from functools import lru_cache
 from pathlib import Path
 
 from preceptor.core.errors import UserError
@@ -51,9 +52,16 @@ def digest(path: Path) -> str:
     files = sorted({file for pattern in _DIGESTED for file in path.glob(pattern)})
     total = hashlib.sha256()
     for file in files:
-        with file.open("rb") as stream:
-            total.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+        known = file.stat()
+        total.update(f"{file.name} {_sha256(file, known.st_size, known.st_mtime_ns)}\n".encode())
     return total.hexdigest()
+
+
+@lru_cache(maxsize=1024)
+def _sha256(file: Path, _size: int, _changed: int) -> str:
+    """Of a file as it is now: many ask for it, and large weights take minutes to read."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _mini() -> Path:

@@ -43,6 +43,8 @@ class Example:
     """The record was cut to fit."""
     weights: list[float] | None = None
     """How much each label counts in the loss; all the same without."""
+    places: list[int] | None = None
+    """Where a store of a teacher's beliefs has each token's, -1 where nothing is known; without, it has none."""
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], limit: int | None = None) -> list[int]:
@@ -73,7 +75,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], 
 def example(tokenizer: PreTrainedTokenizerBase, row: Row, max_length: int) -> Example:
     """The tokens and labels to train on, at most `max_length` of them; `TooLongError` where that can't be."""
     shown = _shown(tokenizer, row.messages)
-    answer = [*_encode(tokenizer, _following(shown, harmless(tokenizer, row.answer))), end_of_turn(tokenizer)]
+    answer = _answer(tokenizer, shown, row.answer)
     whole = _encode(tokenizer, shown)
     room = max_length - len(answer)
     if len(whole) <= room:
@@ -84,9 +86,18 @@ def example(tokenizer: PreTrainedTokenizerBase, row: Row, max_length: int) -> Ex
     return Example(prompt + answer, [IGNORED] * len(prompt) + answer, cut=True)
 
 
+def answer_ids(tokenizer: PreTrainedTokenizerBase, row: Row) -> list[int]:
+    """The tokens of a row's answer, the end of the turn included: the labels of its `example`."""
+    return _answer(tokenizer, _shown(tokenizer, row.messages), row.answer)
+
+
 def learnt(tokenizer: PreTrainedTokenizerBase, row: Row) -> str:
     """The text of a row's answer as it is tokenised: what follows a prompt that may have begun to think."""
     return _following(_shown(tokenizer, row.messages), harmless(tokenizer, row.answer))
+
+
+def _answer(tokenizer: PreTrainedTokenizerBase, shown: str, answer: str) -> list[int]:
+    return [*_encode(tokenizer, _following(shown, harmless(tokenizer, answer))), end_of_turn(tokenizer)]
 
 
 def opening(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:

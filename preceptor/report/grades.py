@@ -27,19 +27,22 @@ Z = 1.96
 GRADES = ("top1", "disease_f1", "evidence_grounded")
 SETS = ("precision", "recall", "category_f1", "exact_set")
 DIFFERENTIAL = ("ddr", "ddp", "ddf1", "gtpa_1", "gtpa_3", "gtpa_5")
+ASSURANCE = ("answered_wrong", "withheld", "set_coverage", "set_other", "set_single")
+"""What a calibration promises, and what it costs."""
 TEXT = ("hallucinated", "supported", "unmapped", "rouge_l")
 CONSULT = ("think_tag", "think_substantive", "urgent_recall", "over_triage", "risky_prescription", "severe_miss")
 """What is told of advice in place of the grades of a diagnosis."""
 STATES = ("parsed", "repaired", "abstained", "failed", *(f"failed_{kind}" for kind in FailureKind))
 AGREEMENT = ("agreement_top1", "agreement_disease_f1")
 """What grades are called that stand on the teacher's answer for want of gold: never accuracy."""
-SHARES = (*GRADES, *AGREEMENT, *SETS, *DIFFERENTIAL, *TEXT, *CONSULT, *STATES)
+SHARES = (*GRADES, *AGREEMENT, *SETS, *DIFFERENTIAL, *ASSURANCE, *TEXT, *CONSULT, *STATES)
 SIZES = ("characters", "diseases", "reasons")
 """Of an answer: of its reasons together, and how many it names."""
-GROUPED = ("top1", "disease_f1", "agreement_top1", "agreement_disease_f1")
+MEANS = (*SIZES, "set_size")
+GROUPED = ("top1", "disease_f1", "agreement_top1", "agreement_disease_f1", "set_coverage")
 """What is told of every group of cases."""
 _F1 = {"concept": "f1", "category": "category_f1"}
-_EXACT = ("value", "confidence")
+_EXACT = ("value", "confidence", "uncalibrated")
 """Kept in double precision: ranks and bins depend on their last digits."""
 _GAPS = ("ece_mass", "trust")
 Floats = NDArray[np.float64]
@@ -59,7 +62,7 @@ class Tally:
 
     case: "array[int]" = field(default_factory=lambda: array("q"))
     columns: "dict[str, array[float]]" = field(
-        default_factory=lambda: {name: array("d" if name in _EXACT else "f") for name in (*SHARES, *SIZES, *_EXACT)}
+        default_factory=lambda: {name: array("d" if name in _EXACT else "f") for name in (*SHARES, *MEANS, *_EXACT)}
     )
     names: dict[str, "_Names"] = field(default_factory=lambda: {level: _Names() for level in LEVELS})
     failures: dict[FailureKind, Failures] = field(default_factory=dict)
@@ -81,6 +84,7 @@ class Tally:
             row["diseases"] = len(output.diseases)
             if output.diseases:
                 row["confidence"] = prediction.confidence.get(output.diseases[0])
+                row["uncalibrated"] = prediction.uncalibrated.get(output.diseases[0])
         for level, (said, true) in names.items():
             self.names[level].add(len(self.case), said, true)
         self.case.append(case)
@@ -138,6 +142,11 @@ class Grades:
         unknown = np.full(len(case), np.nan)
         self.confidence, self.correct = (self.columns.get(name, unknown) for name in ("confidence", "top1"))
         self.sure = ~np.isnan(self.confidence) & ~np.isnan(self.correct)
+        before = self.columns.get("uncalibrated", unknown)
+        self.said = {"ece": (self.confidence, self.sure)}
+        """By metric the confidence that it is about, and where that is known."""
+        if (known := self.sure & ~np.isnan(before)).any():
+            self.said["ece_uncalibrated"] = before, known
         self.counts = {level: names.table(np.argsort(order)) for level, names in tally.names.items() if names.row}
         self.graded = ~np.isnan(self.columns.get("disease_f1", unknown)) & ~np.isnan(
             self.columns.get("diseases", unknown)
@@ -149,7 +158,7 @@ class Grades:
     def _ratios(self, rows: slice) -> dict[str, tuple[Floats, Floats]]:
         """By metric what is added up above and below the line, a number for each answer among `rows`."""
         found = {}
-        for name in (*SHARES, *SIZES):
+        for name in (*SHARES, *MEANS):
             if name in self.columns:
                 column = self.columns[name][rows]
                 found[name if name in SHARES else f"mean_{name}"] = np.nan_to_num(column), ~np.isnan(column) + 0.0
@@ -185,12 +194,13 @@ class Grades:
         parts = [part for ratio in self._ratios(rows).values() for part in ratio]
         for x, y in ((x[rows], y[rows]) for x, y in self.ranks.values()):
             parts += [x * y, x, y, x * x, y * y, self.graded[rows] + 0.0]
-        sure = self.sure[rows]
-        p, y = self.confidence[rows][sure], self.correct[rows][sure]
-        place = np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], p)
-        gaps = np.bincount(case[sure] * BINS + place, y - p, size * BINS).reshape(size, BINS)
-        found = {"parts": into @ np.column_stack(parts), "gaps": gaps}
-        found["sure"] = np.bincount(case[sure], minlength=size)[:, None]
+        found = {"parts": into @ np.column_stack(parts)}
+        for name, (said, known) in self.said.items():
+            sure = known[rows]
+            p, y = said[rows][sure], self.correct[rows][sure]
+            place = np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], p)
+            found[name] = np.bincount(case[sure] * BINS + place, y - p, size * BINS).reshape(size, BINS)
+            found[f"{name} n"] = np.bincount(case[sure], minlength=size)[:, None]
         for level, counts in self.counts.items():
             found |= {f"{level} {i}": into @ part[rows] for i, part in enumerate(counts)}
         return found
@@ -207,8 +217,9 @@ class Grades:
             f1 = np.divide(2 * both, 2 * both + said + true, out=np.zeros_like(both), where=both > 0)
             asked = both + true > 0
             found[f"macro_{_F1[level]}"] = ratio((f1 * asked).sum(axis=1), asked.sum(axis=1) + 0.0)
-        if self.sure.any():
-            found["ece"] = ratio(np.abs(sums["gaps"]).sum(axis=1), sums["sure"][:, 0])
+        for name, (_, known) in self.said.items():
+            if known.any():
+                found[name] = ratio(np.abs(sums[name]).sum(axis=1), sums[f"{name} n"][:, 0])
         return found
 
     def estimates(self, draws: Mapping[str, Floats], seed: int) -> dict[str, Estimate]:
@@ -218,15 +229,20 @@ class Grades:
             for name, (_, below) in self._ratios(slice(None)).items()
         }
         for name in draws:
-            if name not in found and name != "ece" and np.isfinite(draws[name][0]):
+            if name not in found and name not in self.said and np.isfinite(draws[name][0]):
                 found[name] = estimate(draws[name], self._cases(~np.isnan(self.columns["disease_f1"])))
-        if "ece" in draws:
-            n, values = self._cases(self.sure), draws["ece"]
-            # A mean of absolute gaps grows by resampling alone: that growth is taken off the draws again.
-            growth = np.nanmedian(values[1:]) - values[0]
-            found["ece"] = estimate(np.append(values[0], np.maximum(0, values[1:] - growth)), n)
+        shrunk = {}
+        for name, (_, known) in self.said.items():
+            if name in draws:
+                # A mean of absolute gaps grows by resampling alone: that growth is taken off the draws again.
+                values = draws[name]
+                shrunk[name] = np.append(values[0], values[1:] - np.nanmedian(values[1:]) + values[0])
+                found[name] = estimate(np.maximum(0, shrunk[name]), self._cases(known))
+        if "ece" in shrunk:
             floor = ece_floor(self.confidence[self.sure], BINS, seed)
-            found["ece_floor"] = Estimate(value=floor, low=floor, high=floor, n=n)
+            found["ece_floor"] = Estimate(value=floor, low=floor, high=floor, n=found["ece"].n)
+        if "ece_uncalibrated" in shrunk:
+            found["ece_gain"] = estimate(shrunk["ece_uncalibrated"] - shrunk["ece"], found["ece"].n)
         return found
 
     def of_confidence(self, cases: int, seed: int) -> dict[str, Estimate]:

@@ -19,7 +19,7 @@ from preceptor.report.grades import BINS, RESAMPLES, Failures, Floats, Grades, T
 from preceptor.report.groups import groups
 from preceptor.tasks import consult
 from preceptor.tasks.diagnosis import grade, textbook_namer
-from preceptor.tasks.measures import Names, measures, names
+from preceptor.tasks.measures import Names, assurance, measures, names
 
 TEACHER = "teacher"
 CHUNK = 2_000
@@ -46,6 +46,8 @@ class Evaluation:
     metrics: dict[str, dict[str, Estimate]]
     """By model and metric; one that can't be known is absent."""
     reliability: dict[str, list[Bin]]
+    uncalibrated: dict[str, list[Bin]]
+    """The same answers by the confidence that they had before it was calibrated."""
     risk: dict[str, list[tuple[float, float]]]
     """By model, the share of the surest answers that is kept, and the error among them."""
     failures: dict[str, dict[FailureKind, Failures]]
@@ -123,7 +125,9 @@ class Evaluator:
             parts = {} if prediction.model == TEACHER else {f"agreement_{name}": parts[name] for name in parts}
             parts |= free
         elif gold:
-            parts |= measures(output, case, self._namer)
+            parts |= {**measures(output, case, self._namer), **assurance(prediction, case, self._namer)}
+            if output and not output.abstained:
+                parts["answered_wrong"] = 1 - (parts["top1"] or 0.0)
             if not (prediction.abstained and parts["exact_set"]):  # who rightly abstains has missed no name
                 named = names(output, gold, self._namer)
         if score.parts["top1"] == 0 and output and gold:
@@ -153,16 +157,14 @@ class Evaluator:
             if mine is None or model in YARDSTICKS:
                 continue
             for other, name, compared in _COMPARISONS:
-                if (theirs := draws.get(other, {}).get("top1")) is not None:
-                    row[name] = estimate(compared(mine, theirs), row["top1"].n)
+                theirs = draws.get(other, {}).get("top1")
+                if theirs is not None and np.isfinite(found := compared(mine, theirs))[0]:
+                    row[name] = estimate(found, row["top1"].n)
         names_of = list(self.cases)
         return Evaluation(
             metrics=metrics,
-            reliability={
-                model: reliability(part.confidence[part.sure], part.correct[part.sure], BINS)
-                for model, part in grades.items()
-                if part.sure.any()
-            },
+            reliability=_bins(grades, "ece"),
+            uncalibrated=_bins(grades, "ece_uncalibrated"),
             risk={
                 model: confidence.curve(part.confidence[part.sure], part.correct[part.sure])
                 for model, part in grades.items()
@@ -178,6 +180,18 @@ class Evaluator:
             task=self._task,
             strangers=self._strangers,
         )
+
+
+def _bins(grades: Mapping[str, Grades], metric: str) -> dict[str, list[Bin]]:
+    """By model the bins from which a calibration error comes."""
+    said = {
+        model: (*part.said.get(metric, (part.confidence, part.sure & False)), part) for model, part in grades.items()
+    }
+    return {
+        model: reliability(confidence[known], part.correct[known], BINS)
+        for model, (confidence, known, part) in said.items()
+        if known.any()
+    }
 
 
 def _resampled(grades: Mapping[str, Grades], cases: int, seed: int) -> dict[str, dict[str, Floats]]:

@@ -7,7 +7,18 @@ from math import sqrt
 
 from preceptor.clinical.names import Namer
 from preceptor.clinical.safety import Hit, dismissals, risky_prescription, urgent
-from preceptor.core.records import Case, Consultation, Diagnosis, Evidence, FailureKind, Polarity, Prediction
+from preceptor.core.recalibration import Recalibrated
+from preceptor.core.records import (
+    OTHER,
+    Case,
+    Consultation,
+    Diagnosis,
+    Evidence,
+    FailureKind,
+    Polarity,
+    Prediction,
+    Withheld,
+)
 from preceptor.core.statistics import Bin, Estimate
 from preceptor.report.grades import DIFFERENTIAL, GROUPED
 from preceptor.report.metrics import Evaluation
@@ -25,7 +36,8 @@ SCORES = ("auroc", "brier", "nll", "aurc", "augrc", "risk_at_80", "ece_mass", "t
 MEASURES = (
     *("precision", "recall", "micro_f1", "macro_f1", "category_f1", "micro_category_f1", "macro_category_f1"),
     *("exact_set", *DIFFERENTIAL, "rouge_l", "hallucinated", "supported", "unmapped"),
-    *("abstained", "repaired", "failed"),
+    *("abstained", "withheld", "answered_wrong", "repaired", "failed"),
+    *("set_coverage", "mean_set_size", "set_single", "set_other"),
     *("mean_diseases", "mean_reasons", "mean_characters"),
     *("spearman_diseases", "spearman_reasons", "spearman_characters"),
 )
@@ -61,6 +73,9 @@ class Example:
     failure: str
     segments: tuple[Segment, ...]
     predicted: tuple[Named, ...]
+    withheld: Withheld | None
+    among: tuple[Named, ...]
+    """The set beside the answer; any other disease has no name."""
     gold: tuple[Named, ...] | None
     likeliest: tuple[Named, ...]
     lost: tuple[str, ...]
@@ -116,6 +131,8 @@ class Beside:
     """Answers that the rules find dangerous."""
     normaliser: Estimate | None = None
     """How many of a list of known variants of disease names are led home."""
+    recalibrated: Recalibrated | None = None
+    """What became of the teacher's beliefs about its tokens."""
 
 
 def render(
@@ -141,6 +158,11 @@ def render(
         borrowed=beside.borrowed,
         scores=SCORES,
         diagrams={model: _dots(bins) for model, bins in evaluation.reliability.items()},
+        before={model: _dots(bins) for model, bins in evaluation.uncalibrated.items()},
+        sets={
+            axis: bars for axis, bars in _axes(evaluation, row, "set_coverage", words).items() if axis == "specialty"
+        },
+        covered=row["set_coverage"].value if "set_coverage" in row else None,
         kinds=kinds,
         excerpt=EXCERPT,
         measures=tuple(name for name in MEASURES if name in known),
@@ -150,11 +172,21 @@ def render(
         confusions=evaluation.confusions.get(summary.student, [])[:CONFUSED],
         curve_of=_curve(beside.curve),
         normaliser=beside.normaliser,
+        recalibrated=beside.recalibrated,
+        believed=_believed(beside.recalibrated),
         consult=evaluation.task == "consult",
         dangers=beside.dangers,
         advised=ADVISED,
         about=next((line.label for line in summary.lines if line.name == summary.student), ""),
     )
+
+
+def _believed(found: Recalibrated | None) -> dict[str, tuple[list[Dot], list[Dot]]]:
+    """By way of recalibration its reliability diagram, and that of the beliefs as they were."""
+    if found is None:
+        return {}
+    before = _dots(found.before.reliability)
+    return {method: (_dots(one.after.reliability), before) for method, one in found.methods.items()}
 
 
 def _axes(
@@ -206,6 +238,11 @@ def example(case: Case, prediction: Prediction, namer: Namer) -> Example:
         failure=prediction.failure.kind if prediction.failure else "",
         segments=segments(case.text, grounded.evidence, gold.evidence if gold else ()),
         predicted=predicted,
+        withheld=prediction.withheld,
+        among=tuple(
+            Named("" if name == OTHER else name, None, None if name == OTHER else _among(name, gold, namer))
+            for name in prediction.prediction_set or ()
+        ),
         gold=tuple(Named(name, None, _among(name, said, namer)) for name in gold.diseases) if gold else None,
         likeliest=tuple(Named(name, probability) for name, probability in likeliest if probability >= LEAST_SHOWN),
         lost=tuple(reason for reason in grounded.reason if not _held(reason, case)),

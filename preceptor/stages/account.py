@@ -12,7 +12,10 @@ SERVED = "served.txt"
 """The name that predictions carry and the name that the endpoint gave its model, one pair a line."""
 _MOST = 20
 """Names that are written down of one model: an endpoint that gives each reply another says nothing by them."""
+_LONGEST = 200
+"""Characters of a failure's words that are shown."""
 _TOLD = ("corrected", "revised", "repaired")
+_COUNTED = (*_TOLD, "cut")
 
 
 class Names:
@@ -42,6 +45,8 @@ class Account:
     """Which model the endpoint said it was."""
     counts: "Counter[str]" = field(default_factory=Counter)
     failures: "Counter[str]" = field(default_factory=Counter)
+    details: "Counter[str]" = field(default_factory=Counter)
+    """Their words, of the first few kinds."""
     usage: Usage = field(default_factory=Usage)
     agreement: float = 0.0
     """Sum over the answers that have one."""
@@ -50,10 +55,14 @@ class Account:
         """One more answer, or failure."""
         self.counts["cases"] += 1
         self.counts["answered"] += prediction.output is not None
-        self.counts["abstained"] += prediction.abstained
-        self.counts.update({what: getattr(prediction, what) for what in _TOLD})
+        self.counts["abstained"] += prediction.abstained and not prediction.withheld
+        self.counts["withheld"] += prediction.withheld is not None
+        self.counts.update({what: getattr(prediction, what) for what in _COUNTED})
         if prediction.failure:
             self.failures[prediction.failure.kind.value] += 1
+            detail = " ".join(prediction.failure.detail.split())[:_LONGEST]
+            if detail in self.details or len(self.details) < _MOST:
+                self.details[detail] += 1
         if prediction.agreement is not None:
             self.counts["voted"] += 1
             self.agreement += prediction.agreement
@@ -62,7 +71,7 @@ class Account:
     def figures(self) -> dict[str, Any]:
         """For metrics.json."""
         return {
-            **{what: self.counts[what] for what in ("cases", "answered", "abstained", *_TOLD)},
+            **{what: self.counts[what] for what in ("cases", "answered", "abstained", "withheld", *_COUNTED)},
             "failed": self.failures.total(),
             "failures": dict(self.failures),
             "agreement": self._agreement(),
@@ -75,6 +84,7 @@ class Account:
         count, usage = self.counts, self.usage
         kinds = ", ".join(f"{n} {kind}" for kind, n in self.failures.most_common())
         parts = [f"{count['answered']} of {count['cases']} answered, {count['abstained']} abstained"]
+        parts[0] += f", {count['withheld']} withheld" if count["withheld"] else ""
         parts[0] += f", {self.failures.total()} failed" + (f" ({kinds})" if kinds else "")
         parts += [told] if (told := ", ".join(f"{count[what]} {what}" for what in _TOLD if count[what])) else []
         if (agreement := self._agreement()) is not None:
@@ -84,7 +94,12 @@ class Account:
         yield "; ".join(parts)
         if len(self.names) > 1:
             yield f"the endpoint said it was {', '.join(self.names)}"
+        if count["cut"]:
+            yield f"records longer than the model can take in, whose ends were not read: {count['cut']}"
         if self.failures:
+            (often, _), *_ = self.details.most_common(1)
+            if often:
+                yield f"the commonest failure: {often}"
             advice = ", with a larger max_tokens for those that it cut" if self.failures["truncated"] else ""
             yield f"the same command with --retry asks the failed ones again, and them alone{advice}"
 

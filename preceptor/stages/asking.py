@@ -5,10 +5,11 @@ answers only keys and places in files are kept.
 """
 
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -20,13 +21,9 @@ from preceptor.core.records import (
     Failure,
     FailureKind,
     Language,
-    Message,
     Prediction,
-    Request,
     Sampling,
     Task,
-    UnansweredError,
-    Usage,
 )
 from preceptor.stages import solved
 from preceptor.stages.account import Account, Names
@@ -42,16 +39,21 @@ from preceptor.stages.base import (
     resolve_callable,
     write_records,
 )
+from preceptor.stages.candidates import CANDIDATES, candidates
+from preceptor.stages.candidates import needs as candidate_needs
+from preceptor.stages.talk import Talk
 from preceptor.stages.teacher import Answerer, converse
 from preceptor.tasks import prompts
+from preceptor.tasks.diagnosis import CLOSINGS
 from preceptor.tasks.examples import Choice, Examples
 from preceptor.tasks.prompts import Prompt
-from preceptor.tasks.strategies import STRATEGIES, Asking, Conversation, Strategy, failed
+from preceptor.tasks.strategies import STRATEGIES, Asking, Conversation, Source
 
 PREDICTIONS = "predictions.jsonl"
 TEACHER = "teacher"
 """The name that its predictions carry."""
 FEW_SHOT, TWO_STAGE, VOTE = "few_shot", "two_stage", "self_consistency"
+CHAIN, STATED = "chain", "stated"
 _ASK_AGAIN = {FailureKind.PROVIDER, FailureKind.TIMEOUT}
 """Failures of the moment: a resumed run tries them once more."""
 _ROUND = 1_000_000
@@ -77,7 +79,13 @@ class AskingConfig(StageConfig):
     """A file of solved cases, or a section (`label`: its answers are taken as right); by default the training cases
     that have gold."""
     votes: int = Field(default=5, gt=1)
-    """Samples that self_consistency draws for one answer."""
+    """Samples that self_consistency draws for one answer, and from which `confidence: samples` is taken."""
+    confidence: Source | None = None
+    """Whence each disease's confidence: the `chain` of its tokens' probabilities (the default of models on this
+    machine, which alone have it for certain), sequence probabilities of `candidates` (on this machine alone), the share
+    of `samples` that name it, or what the reply itself has `stated`, asked by a prompt with `[act: stated]`."""
+    candidates: str = ""
+    """A file with one disease a line, # before comments; by default those of the training rows, the commonest."""
     reasons: int | None = Field(default=None, gt=0)
     """Most reasons that are asked for."""
     reason_characters: int | None = Field(default=None, gt=0)
@@ -97,10 +105,18 @@ class AskingConfig(StageConfig):
             raise ValueError("temperature: at 0 all samples of a vote are the same; give one above 0, such as 0.7")
         if self.task == "consult" and (self.reasons or self.reason_characters):
             raise ValueError("reasons: advice has none; leave out `reasons` and `reason_characters`")
+        if self.confidence and self.task == "consult":
+            raise ValueError("confidence: advice names no diseases to be sure of; leave it out")
+        if self.confidence and self.strategy == VOTE:
+            raise ValueError(f"confidence: {VOTE} has its own, the share of the votes; leave it out")
+        if self.confidence == STATED and self.strategy == FEW_SHOT:
+            raise ValueError(f"confidence: the examples of {FEW_SHOT} state none; leave out `strategy`")
+        if self.candidates and self.confidence != CANDIDATES:
+            raise ValueError(f"candidates: they are for confidence: {CANDIDATES}; say so, or leave them out")
         return self
 
     def own_files(self) -> tuple[Need, ...]:
-        """The prompt where it is the user's file or a section's, the user's own strategy, and solved cases."""
+        """The prompt where it is the user's file or a section's, the user's own strategy, solved cases, candidates."""
         needs = []
         if self.prompt.endswith(".txt"):
             needs.append(Need("prompt", paths=(self.prompt,)))
@@ -110,6 +126,8 @@ class AskingConfig(StageConfig):
             needs.append(Need("strategy", paths=(file,)))
         if self.strategy == FEW_SHOT or self.examples_from:
             needs += solved.needs(self.examples_from)
+        if self.confidence == CANDIDATES:
+            needs.append(candidate_needs(self.candidates))
         return tuple(needs)
 
 
@@ -122,62 +140,6 @@ class Cases:
 
     def __iter__(self) -> Iterator[Case]:
         return islice(chain.from_iterable(read_records(path, Case) for path in self.paths), self.limit)
-
-
-@dataclass
-class _Talk:
-    """A conversation under way."""
-
-    case: Case
-    asking: Asking
-    messages: tuple[Message, ...] = ()
-    """That were sent last."""
-    served: list[str] = field(default_factory=list)
-    """What each reply said that the model is called."""
-    usage: Usage = field(default_factory=Usage)
-    """Of the replies so far."""
-
-    def held(self, strategy: Strategy, name: str) -> Conversation:
-        """The conversation of a strategy that may be the user's own, held to what every strategy must do."""
-        conversation = strategy(self.case, self.asking)
-        try:
-            if not isinstance(conversation, Generator):
-                raise _not_a_strategy(name, f"it gives {type(conversation).__name__}, not a generator")
-            request = next(conversation)
-            while True:
-                if not isinstance(request, Request):
-                    raise _not_a_strategy(name, f"it yields {type(request).__name__}, not a Request")
-                self.messages = request.messages
-                try:
-                    reply = yield request
-                except UnansweredError as lost:
-                    request = conversation.throw(lost)
-                    continue
-                self.served.append(reply.model)
-                self.usage += reply.usage
-                request = conversation.send(reply)
-        except StopIteration as end:
-            result = end.value
-        if not isinstance(result, Prediction):
-            raise _not_a_strategy(name, f"it returns {type(result).__name__}, not a Prediction")
-        wanted = zip(("model", "case", "sample"), self.wanted, _key(result), strict=True)
-        for what, asked, told in wanted:
-            if told != asked:
-                raise _not_a_strategy(name, f"asked about {what} {asked!r}, its prediction is about {told!r}")
-        return result
-
-    @property
-    def wanted(self) -> _Key:
-        """What its prediction must be about."""
-        return self.asking.model, self.case.id, self.asking.sample
-
-    def failed(self, failure: Failure) -> Prediction:
-        """The prediction of a conversation that a failure ended."""
-        return failed(self.case, self.asking, failure, self.messages).model_copy(update={"usage": self.usage})
-
-
-def _not_a_strategy(name: str, why: str) -> UserError:
-    return UserError(f"strategy {name!r}: {why}; preceptor/tasks/strategies.py shows one")
 
 
 @dataclass(frozen=True)
@@ -199,9 +161,15 @@ class Answers:
         """With the answers that an earlier start left.
 
         Raises:
-            UserError: there are no cases.
+            UserError: there are no cases, or two of one id.
         """
-        if next(iter(cases), None) is None:
+        ids: set[str] = set()
+        for case in cases:
+            if case.id in ids:
+                where = " or ".join(map(str, cases.paths))
+                raise UserError(f"{where}: two cases have the id {case.id!r}; give each its own")
+            ids.add(case.id)
+        if not ids:
             raise UserError(f"{cases.paths[0]}: no cases here; mend the section that leaves it")
         answers = cls(config, context, cases, samples)
         if (path := context.folder / PREDICTIONS).exists():
@@ -231,21 +199,27 @@ class Answers:
         """Ask a model what it owes.
 
         Raises:
+            UserError: it is to tell probabilities of candidates, and is not on this machine.
             WorkError: it answered nothing at all.
         """
         context, model = self.context, asking.model
+        if asking.confidence == CANDIDATES and any(one.zone for one in answerer.completers):
+            raise UserError(
+                f"{context.section}.confidence: {CANDIDATES} are for models on this machine, and {answerer.name} "
+                f"answers elsewhere; take samples, or {STATED}"
+            )
         name = self.config.strategy
         strategy = resolve_callable(name, STRATEGIES, "strategy")
         names = Names(context.folder, model)
         total = self.samples * sum(1 for _ in self.cases)
         owed = sum(1 for _ in self.owed(model))
-        talks: dict[tuple[str, int], _Talk] = {}
+        talks: dict[tuple[str, int], Talk] = {}
         counts = Counter(failed=self.failures[model])
         broken, last = 0, ""
 
         def conversations() -> Iterator[tuple[tuple[str, int], Conversation]]:
             for case, sample in self.owed(model):
-                talk = talks[case.id, sample] = _Talk(case, replace(asking, sample=sample))
+                talk = talks[case.id, sample] = Talk(case, replace(asking, sample=sample))
                 yield (case.id, sample), talk.held(strategy, name)
 
         def draw(key: tuple[str, int]) -> int:
@@ -259,7 +233,9 @@ class Answers:
             for served in talk.served:
                 names.add(served)
             self.given.add((model, *key))
-            counts.update(corrected=prediction.corrected, revised=prediction.revised)
+            counts.update(
+                corrected=prediction.corrected, revised=prediction.revised, unsure=_unsure(prediction, asking)
+            )
             if prediction.failure:
                 counts["failed"] += 1
                 broken, last = broken + _of_the_moment(prediction), prediction.failure.detail
@@ -271,12 +247,24 @@ class Answers:
         ):
             tick(total - owed)
             converse(conversations(), answerer, context, concurrency, keep, sample=draw)
+        if unsure := counts["unsure"]:
+            context.say(
+                f"{context.section}: {model}: {unsure} answers name a disease without confidence in it "
+                f"(confidence: {asking.confidence})"
+            )
         if total == broken:
             reason = f"{answerer.name} answered none of {broken} cases, the last one: {last}"
             raise WorkError(f"{context.section}: {reason}; mend that and run it again")
 
-    def finish(self, models: Iterable[str]) -> dict[str, Account]:
-        """Write the answers in the order of models and cases; returns what became of them, by model."""
+    def finish(
+        self,
+        models: Iterable[str],
+        settles: Mapping[str, Callable[[Case, Prediction], Prediction]] = MappingProxyType({}),
+    ) -> dict[str, Account]:
+        """Write the answers in the order of models and cases; returns what became of them, by model.
+
+        What `settles` has for a model has the last word on each of its answers, early ones and late ones alike.
+        """
         path = self.context.folder / PREDICTIONS
         path.touch()
         places: dict[_Key, int] = {}
@@ -288,12 +276,14 @@ class Answers:
                 start += len(line)
             for model in models:
                 accounts[model] = Account(Names(self.context.folder, model).known)
-                for key in ((model, case.id, n) for case in self.cases for n in range(self.samples)):
-                    if (place := places.get(key)) is not None:
+                for case, n in ((case, n) for case in self.cases for n in range(self.samples)):
+                    if (place := places.get((model, case.id, n))) is not None:
                         file.seek(place)
-                        line = file.readline()
-                        ordered.write(line)
-                        accounts[model].add(Prediction.model_validate_json(line))
+                        prediction = Prediction.model_validate_json(file.readline())
+                        if settle := settles.get(model):
+                            prediction = settle(case, prediction)
+                        ordered.write(prediction.model_dump_json().encode() + b"\n")
+                        accounts[model].add(prediction)
         return accounts
 
 
@@ -314,6 +304,12 @@ def put_back(folder: Path) -> int:
     return len(failed)
 
 
+def _unsure(prediction: Prediction, asking: Asking) -> bool:
+    """Whether a disease is named whose confidence was asked for and is not known."""
+    output = prediction.output if asking.confidence else None
+    return isinstance(output, Diagnosis) and any(name not in prediction.confidence for name in output.diseases)
+
+
 def _key(prediction: Prediction) -> _Key:
     return prediction.model, prediction.case_id, prediction.sample
 
@@ -322,11 +318,19 @@ def _of_the_moment(prediction: Prediction) -> bool:
     return prediction.failure is not None and prediction.failure.kind in _ASK_AGAIN
 
 
-def asking_of(config: AskingConfig, context: Context, model: str, logprobs: int | None, *, corrects: bool) -> Asking:
+def asking_of(
+    config: AskingConfig,
+    context: Context,
+    model: str,
+    logprobs: int | None,
+    *,
+    corrects: bool,
+    constrained: bool = True,
+) -> Asking:
     """How a model is asked. `model` is the name that its predictions carry.
 
     `logprobs` are the alternatives a token that come with log-probabilities, None for none at all; `corrects` is
-    whether a reply that can't be read is asked for once more.
+    whether a reply that can't be read is asked for once more; `constrained`, whether it is held to a JSON schema.
     """
     task = config.task
     examples = None
@@ -337,11 +341,14 @@ def asking_of(config: AskingConfig, context: Context, model: str, logprobs: int 
         _prompt(config, context),
         model,
         Sampling(temperature=config.temperature, max_tokens=config.max_tokens),
-        logprobs=logprobs,
+        logprobs=CLOSINGS if logprobs is None and config.confidence == CHAIN else logprobs,
         task=task,
         correction=prompts.words(task, "correction", config.language) if corrects else "",
         examples=examples,
         votes=config.votes,
+        confidence=config.confidence,
+        candidates=candidates(config.candidates, context) if config.confidence == CANDIDATES else (),
+        constrained=constrained,
     )
 
 
@@ -349,13 +356,19 @@ def _prompt(config: AskingConfig, context: Context) -> Prompt:
     """The prompt with what is asked of the reasons.
 
     Raises:
-        UserError: it asks in stages, and the strategy asks once.
+        UserError: it asks in stages, and the strategy asks once; or it doesn't ask for the confidence that is wanted.
     """
     staged = config.strategy == TWO_STAGE
-    name = str(context.optional("prompt") or config.prompt or (TWO_STAGE if staged else "zero_shot"))
+    usual = TWO_STAGE if staged else STATED if config.confidence == STATED else "zero_shot"
+    name = str(context.optional("prompt") or config.prompt or usual)
     prompt = prompts.load(config.task, name, config.language)
     if len(prompt.stages) > 1 and not staged and config.strategy in STRATEGIES:
         raise UserError(f"{context.section}: {name} asks in stages and {config.strategy} once; choose {TWO_STAGE}")
+    if config.confidence == STATED and STATED not in map(prompts.act_in, prompt.stages):
+        raise UserError(
+            f"{context.section}.confidence: {name} asks for no confidence; name a `prompt` with a line "
+            f"[act: {STATED}], such as {STATED}"
+        )
     for words, number in (("reasons", config.reasons), ("characters", config.reason_characters)):
         if number:
             asked = prompts.words(config.task, words, config.language)

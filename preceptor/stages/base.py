@@ -5,6 +5,7 @@ whether it is done: the recipe and the run do, so that a stage reads from top to
 """
 
 import difflib
+import hashlib
 import importlib.util
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,8 +23,14 @@ from preceptor.core.records import Record
 
 _R = TypeVar("_R", bound=Record)
 
+TRAINING = ("sft", "distill")
+"""The stages that leave a model that was trained."""
 LEDGER = "ledger.sqlite"
 """In the folder of all runs."""
+CALIBRATION = "calibration.json"
+"""Beside the weights that it is for: what their confidence is worth."""
+RECALIBRATION = "recalibration.json"
+"""What the probabilities of a teacher's tokens are worth; in the section's folder."""
 FAILED = "failed.jsonl"
 """What failed, and was put back to be tried again; in a section's folder."""
 
@@ -230,6 +237,28 @@ class replacing:  # noqa: N801  used as a verb: `with replacing(path) as beside`
             self._beside.replace(self._path)
         else:
             self._beside.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    """Digest of a file, or of all files in a folder by name; of what isn't there as of an empty folder."""
+    if not path.is_file():
+        return total(digests(path))
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Digest of each file in a folder, by its path there, in order.
+
+    A calibration is no part of the weights that it lies beside: it comes later.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CALIBRATION)
+    return {str(path.relative_to(folder)): sha256(path) for path in files}
+
+
+def total(digests: Mapping[str, str]) -> str:
+    """The digest of a folder whose files have these."""
+    return hashlib.sha256("".join(f"{name} {sha}\n" for name, sha in digests.items()).encode()).hexdigest()
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -83,6 +83,7 @@ def run(config: Config, context: Context) -> Mapping[str, Any]:
     file's, whose samples are counted on.
     """
     prompt = prompts.load(config.task, config.prompt, config.language)
+    config = _settled(config, prompt)
     if config.part != "whole":
         check_parts(prompt, f"{context.section}.part: {config.part}")
     verdicts = Verdicts(config)
@@ -222,6 +223,13 @@ class _Tally:
             line += f"; {waiting} wait for a person: write the verdicts into a copy of {context.folder / SHEET}"
             line += f" and name it: {named}"
         return line
+
+
+def _settled(config: Config, prompt: prompts.Prompt) -> Config:
+    """What the prompt decides where the recipe doesn't: whether the confidence is stated."""
+    if config.states is not None:
+        return config
+    return config.model_copy(update={"states": "stated" in map(prompts.act_in, prompt.stages)})
 
 
 def _cases(config: Config, context: Context) -> Iterator[Case]:

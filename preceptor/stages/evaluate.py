@@ -26,7 +26,18 @@ from preceptor.report import page
 from preceptor.report.baseline import YARDSTICKS, BagOfWords, commonest, exact, labelled
 from preceptor.report.metrics import TEACHER, Evaluator, ModelScore
 from preceptor.report.summary import UNKNOWN, Cell, Summary, Words, summarise
-from preceptor.stages.base import Context, Need, Stage, StageConfig, nearest, read_records, replacing, write_records
+from preceptor.stages import recalibrating
+from preceptor.stages.base import (
+    RECALIBRATION,
+    Context,
+    Need,
+    Stage,
+    StageConfig,
+    nearest,
+    read_records,
+    replacing,
+    write_records,
+)
 from preceptor.stages.elsewhere import Inputs
 from preceptor.tasks import answer, consult
 from preceptor.tasks.diagnosis import textbook_namer
@@ -68,6 +79,7 @@ class Config(StageConfig):
             *([Need("names", paths=(self.names,))] if self.names else []),
             Need("rows", files=("rows.jsonl",), required=False),
             Need("metrics.jsonl", required=False),
+            Need(RECALIBRATION, required=False),
             Need("target", files=("target.jsonl",), required=False),
         )
 
@@ -131,6 +143,7 @@ def run(config: Config, context: Context) -> Mapping[str, Any]:
         curve=_losses(None if summary.student in config.predictions else context.optional("metrics.jsonl")),
         dangers=page.dangers(evaluator.cases, said),
         normaliser=normaliser if config.task == "diagnosis" else None,
+        recalibrated=recalibrating.read(context.optional(RECALIBRATION)),
     )
     html = page.render(evaluation, summary, words, context.recipe, shown, told)
     with replacing(path) as beside:

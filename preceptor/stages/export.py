@@ -16,6 +16,7 @@ from preceptor.report.card import card
 from preceptor.report.datasheet import datasheet
 from preceptor.report.facts import Facts, Stated
 from preceptor.stages.base import (
+    TRAINING,
     Context,
     Need,
     Stage,
@@ -26,6 +27,7 @@ from preceptor.stages.base import (
     replacing,
     write_records,
 )
+from preceptor.stages.calibrations import carry
 from preceptor.stages.facts import facts_of
 
 SUBMISSION, FAILED = "submission.jsonl", "submission_failed.jsonl"
@@ -54,7 +56,7 @@ class Config(StageConfig):
     def needs(self) -> tuple[Need, ...]:
         """The student, what it said of the target cases, and how it was measured."""
         return (
-            Need("student", files=("adapter", "model"), stages=("sft",)),
+            Need("student", files=("adapter", "model"), stages=TRAINING),
             Need("target", files=("target.jsonl",), stages=("prepare",), required=False),
             Need("predictions", files=("predictions.jsonl",), stages=("predict",), required=False),
             Need("scores", files=("scores.jsonl",), stages=("evaluate",), required=False),
@@ -96,8 +98,10 @@ def run(config: Config, context: Context) -> Mapping[str, Any]:
         facts = replace(facts, watermark=_WATERMARK[config.language].format(missing=missing))
     with context.progress(context.section, None):
         _weights(source, context.folder / "model", facts, export.whole, adapter=False)
+        carry(source, context.folder / "model")
         if source.name == "adapter":
             _weights(source, context.folder / "adapter", facts, export.adapter, adapter=True)
+            carry(source, context.folder / "adapter")
         with replacing(context.folder / "datasheet.md") as beside:
             beside.write_text(datasheet(facts), "utf-8")
         _layouts(context, trained)

@@ -1,6 +1,5 @@
 """Gathers from the folders of a run what the card and the data sheet tell of the model that a section trained."""
 
-import hashlib
 import json
 import re
 from collections import Counter
@@ -25,7 +24,7 @@ from preceptor.report.facts import NOTHING_STATED, Asked, Facts, Judgement, Labe
 from preceptor.report.groups import BANDS
 from preceptor.report.metrics import ModelScore
 from preceptor.report.prepared import Summary
-from preceptor.stages.base import read_records
+from preceptor.stages.base import digests, read_records, sha256, total
 from preceptor.stages.fences import HELD_OUT
 from preceptor.tasks.diagnosis import parse
 from preceptor.tasks.prompts import record_in
@@ -59,8 +58,8 @@ def facts_of(
     if made is None or where is None:
         raise UserError(f"{runs / recipe / section}: no trained model here; run the section first, or name another")
     line = run.lineage(made)
-    digests = _digests(where)
-    run.known[where] = _total(digests)  # large weights are read once
+    weights = digests(where)
+    run.known[where] = total(weights)  # large weights are read once
     before = [part for part in line if part is not made and any((part.folder / name).is_dir() for name in _WEIGHTS)]
     base = str((before[-1] if before else made).settings.get("student", (before or [made])[-1].name))
     prepares, curates = ([part for part in line if part.stage == stage] for stage in ("prepare", "curate"))
@@ -80,7 +79,7 @@ def facts_of(
         earlier=tuple(part.name for part in before),
         license=_license(made if not before else before[-1], base),
         base_digest=_json(where / "base.json")["digest"] if (where / "base.json").exists() else "",
-        weights={f"{where.name}/{file}": sha for file, sha in digests.items() if file.endswith(".safetensors")},
+        weights={f"{where.name}/{file}": sha for file, sha in weights.items() if file.endswith(".safetensors")},
         data=tuple(dict.fromkeys(_data(run, line, evaluated))),
         raw=dict(chain.from_iterable(part.given(need) for part in prepares for need in ("source", "target"))),
         seed=made.config["seed"],
@@ -172,7 +171,7 @@ class _Run:
     def holds(self, file: Path, sha: str) -> bool:
         """Whether a file or folder is the one of that digest."""
         if file not in self.known and file.exists():
-            self.known[file] = digest(file)
+            self.known[file] = sha256(file)
         return self.known.get(file) == sha
 
     def lineage(self, made: _Part) -> list[_Part]:
@@ -208,25 +207,6 @@ class _Run:
             file, _ = self.place(path)
             if file.exists():
                 yield file
-
-
-def digest(path: Path) -> str:
-    """sha256 of a file, or of all files in a folder by name, as config.json has it."""
-    return _total(_digests(path)) if path.is_dir() else _sha256(path)
-
-
-def _digests(folder: Path) -> _Digests:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): _sha256(path) for path in files}
-
-
-def _total(digests: _Digests) -> str:
-    return hashlib.sha256("".join(f"{name} {sha}\n" for name, sha in digests.items()).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _json(path: Path) -> dict[str, Any]:

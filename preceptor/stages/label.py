@@ -1,20 +1,23 @@
 """A teacher answers the training cases. What it fails to answer stays a named failure, never a label."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
+from preceptor.llm.ray import RayConfig
 from preceptor.stages.asking import PREDICTIONS, TEACHER, Answers, AskingConfig, Cases, asking_of, put_back
-from preceptor.stages.base import Context, Need, Stage
+from preceptor.stages.base import Context, How, Need, Stage
 from preceptor.stages.fences import TARGET
-from preceptor.stages.teacher import TeacherConfig, teacher
+from preceptor.stages.teacher import TeacherConfig, check_ray, teacher
 
 
 class Config(AskingConfig):
     """Who labels, and how it is asked."""
 
     teacher: TeacherConfig
+    ray: Annotated[RayConfig | None, How()] = None
+    """Workers of Ray that ask the teacher, in place of this process."""
     include_target: bool = False
     """Label the target cases too, so that they can be learned."""
     samples: int = Field(default=1, gt=0)
@@ -24,6 +27,7 @@ class Config(AskingConfig):
 
     @model_validator(mode="after")
     def _drawn(self) -> "Config":
+        check_ray(self.ray, self.teacher.endpoint)
         if self.samples > 1 and not self.temperature:
             raise ValueError("temperature: at 0 all samples are the same; give one above 0, such as 0.7")
         return self
@@ -40,7 +44,7 @@ def run(config: Config, context: Context) -> Mapping[str, Any]:
     answers = Answers.begun(config, context, Cases(paths, config.limit), config.samples)
     if next(answers.owed(TEACHER), None):
         asking = asking_of(config, context, TEACHER, config.logprobs, corrects=True)
-        with teacher(config.teacher, context) as answerer:
+        with teacher(config.teacher, context, config.ray) as answerer:
             answers.ask(answerer, config.concurrency, asking)
     account = answers.finish([TEACHER])[TEACHER]
     for line in account.lines():

@@ -83,14 +83,22 @@ def _label(record: Prediction | Case) -> Prediction | None:
 def golden(
     cases: Iterable[Case], held: Mapping[str, str], most: int, prompt: Prompt, rules: curation.Rules
 ) -> Iterator[Row]:
-    """The first `most` validation cases with gold, written as labels are; none that stands in another split too."""
+    """The first `most` validation cases with gold, written as labels are; none that stands in another split too.
+
+    Gold is certain, where its confidence is to be stated: such rows are graded, and not learned.
+    """
     kind = Consultation if rules.task == "consult" else Diagnosis
     fit = (
-        curation.row(_gold(case, case.gold), case.gold, case.text, prompt, rules)
+        curation.row(_certain(_gold(case, case.gold)), case.gold, case.text, prompt, rules)
         for case in cases
         if isinstance(case.gold, kind) and {held[case.id], held[family_key(case.text)]} == {VALIDATION}
     )
     return islice(fit, most)
+
+
+def _certain(label: Prediction) -> Prediction:
+    named = label.output.diseases if isinstance(label.output, Diagnosis) else ()
+    return label.model_copy(update={"confidence": dict.fromkeys(named, 1.0)})
 
 
 def _gold(case: Case, gold: Diagnosis | Consultation) -> Prediction:

@@ -17,12 +17,14 @@ from preceptor.tasks.prompts import Prompt
 
 Fate = Literal["keep", "review", "drop"]
 OTHER_TASK, OUTDONE, REPEATED, UNGROUNDED, UNTHOUGHT = "other_task", "outdone", "repeated", "ungrounded", "unthought"
+UNSTATED = "unstated"
 FLAGS = ("repaired", "corrected", "revised")
 """Marks of a label, each with a rule of its name."""
 KEYS = {
     OTHER_TASK: "task",
     UNGROUNDED: "grounded",
     UNTHOUGHT: "think",
+    UNSTATED: "states",
     "hallucinated": "hallucinated",
     "unmapped": "known",
     "low_score": "score",
@@ -31,6 +33,7 @@ KEYS = {
     **{flag: flag for flag in FLAGS},
 }
 """The rule that keeps a label from being learned, by the first word of the fault or doubt."""
+_UNSURE = "how sure the teacher is of {} is not known; label with logprobs: 5, or with confidence: stated"
 _UNTOLD = "the teacher's thinking is not told; ask with a prompt that wants it"
 _EXACT = 9
 """Decimals to which scores are told apart."""
@@ -47,6 +50,9 @@ class Rules(BaseModel):
     are given, each by a model of its own. Pairs are of whole answers alone."""
     think: bool | None = None
     """The thinking is learned before the answer, and a label without any is dropped; by default so in consult alone."""
+    states: bool | None = None
+    """The label's confidence in each disease is learned with it, and a label without it is dropped; by default so where
+    the prompt asks for it, by `[act: stated]`."""
     grounded: float = Field(default=0.5, ge=0, le=1)
     """Least share of an answer's reasons that must stand in the record; the others are taken out."""
     hallucinated: float = Field(default=1, ge=0, le=1)
@@ -76,6 +82,8 @@ class Rules(BaseModel):
     def _in_parts(self) -> "Rules":
         if self.part != "whole" and (self.thinks or self.task == "consult"):
             raise ValueError("part: only a diagnosis without thinking has parts; leave out `part`, or `think`")
+        if self.states and (self.part != "whole" or self.task == "consult"):
+            raise ValueError("states: only a whole diagnosis states its confidence; leave out `states`")
         return self
 
     @property
@@ -194,10 +202,13 @@ def written(label: Prediction, answer: Diagnosis | Consultation, rules: Rules) -
     if isinstance(answer, Consultation):
         return consult.canonical(answer) if rules.thinks and answer.think.strip() else answer.answer
     thought = f"<think>\n{label.thinking}\n</think>\n\n" if rules.thinks and label.thinking.strip() else ""
-    return thought + _told(answer, rules)
+    return thought + _told(answer, rules, label)
 
 
-def _told(answer: Diagnosis, rules: Rules) -> str:
+def _told(answer: Diagnosis, rules: Rules, label: Prediction | None = None) -> str:
+    """The answer in JSON; with the confidence of its label where that is to be stated."""
+    if label and rules.states:
+        return diagnosis.canonical(answer, label.confidence)
     return _named(answer) if rules.part == "diseases" else diagnosis.canonical(answer)
 
 
@@ -243,6 +254,7 @@ def paired(answers: Sequence[Graded | Dropped], case: Case, messages: tuple[Mess
         if better.passes
         for worse, low in scored
         if round(high - low, _EXACT) >= rules.margin and (worse.thinking or not rules.thinks)
+        if not (rules.states and _unsure(worse.label))
     ]
     options.sort(key=lambda option: -option[0])
     return [_pair(better, worse, case, messages, rules) for _, better, worse in options[: rules.pairs]]
@@ -282,16 +294,24 @@ def _said(one: Graded, rules: Rules) -> str:
 def _diagnosed(
     label: Prediction, output: Diagnosis, case: Case, rules: Rules, *, reviewed: bool
 ) -> tuple[Diagnosis, tuple[str, str] | None]:
-    unthought = (UNTHOUGHT, _UNTOLD) if rules.thinks and not label.thinking.strip() else None
+    lacking = (UNTHOUGHT, _UNTOLD) if rules.thinks and not label.thinking.strip() else None
+    if rules.states and (unsure := _unsure(label)):
+        lacking = lacking or (UNSTATED, _UNSURE.format(unsure[0]))
     if output.abstained:
-        return Diagnosis(), unthought
+        return Diagnosis(), lacking
     blind = case.model_copy(update={"gold": None})  # the record alone decides what stands in it
     reasons = tuple(reason for reason in output.reason if _stands(reason, blind))
     answer = Diagnosis(diseases=output.diseases, reason=reasons)
     if not reasons or (len(reasons) < rules.grounded * len(output.reason) and not reviewed):
         detail = f"{len(reasons)} of {len(output.reason)} reasons stand in the record"
-        return answer, unthought or (UNGROUNDED, detail)
-    return answer, unthought
+        return answer, lacking or (UNGROUNDED, detail)
+    return answer, lacking
+
+
+def _unsure(label: Prediction) -> list[str]:
+    """The diseases of a label of which it is not known how sure it is."""
+    output = label.output
+    return [d for d in output.diseases if d not in label.confidence] if isinstance(output, Diagnosis) else []
 
 
 def _stands(reason: str, case: Case) -> bool:

@@ -9,7 +9,7 @@ abstention.
 import json
 import re
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
 from itertools import accumulate
 from math import exp
@@ -20,7 +20,7 @@ from preceptor.clinical.textbook.book import load
 from preceptor.clinical.textbook.exact import SUPPORTS, exact
 from preceptor.clinical.textbook.reader import Mention, Reader
 from preceptor.core import text as texts
-from preceptor.core.records import Case, Diagnosis, Evidence, Polarity, Reply, Score
+from preceptor.core.records import Case, Diagnosis, Evidence, Polarity, Reply, Score, Token
 from preceptor.tasks.answer import Outcome, Parsed, parse
 
 __all__ = [
@@ -35,25 +35,35 @@ __all__ = [
     "textbook_namer",
 ]
 
+CLOSINGS = 5
+"""Alternatives a token by which `chain_probability` knows how a name may be closed."""
 _SHARE = 0.5
 """Share of the record that reasons may quote; beyond it they select nothing."""
 _LEAST = 20
 """Characters that they may quote of however short a record."""
 
 
-def canonical(diagnosis: Diagnosis) -> str:
-    """The answer as a model should write it."""
+def canonical(diagnosis: Diagnosis, confidence: Mapping[str, float] | None = None) -> str:
+    """The answer as a model should write it; with the confidence in each disease, where it states that.
+
+    Numbers have two decimals, 0.80 too: a form of one length is learned soonest.
+    """
     answer = {"diseases": list(diagnosis.diseases), "reason": list(diagnosis.reason)}
-    return json.dumps(answer, ensure_ascii=False)
+    if confidence is None:
+        return json.dumps(answer, ensure_ascii=False)
+    named, reason = (json.dumps(value, ensure_ascii=False) for value in answer.values())
+    numbers = ", ".join(f"{confidence[name]:.2f}" for name in diagnosis.diseases)
+    return f'{{"diseases": {named}, "confidence": [{numbers}], "reason": {reason}}}'
 
 
 def fields(answer: str) -> list[tuple[str, int, int]]:
     """Where the lists of an answer in JSON stand, brackets included: `diseases` and `evidence`, with offsets.
 
-    What is thought before the answer may hold drafts of it, and is no part of it.
+    The confidence that is stated counts as the diseases: in few digits it says as much. What is thought before the
+    answer may hold drafts of it, and is no part of it.
     """
     found, start = [], max(0, answer.rfind("</think>"))
-    for field, key in (("diseases", "diseases"), ("evidence", "reason")):
+    for field, key in (("diseases", "diseases"), ("diseases", "confidence"), ("evidence", "reason")):
         if opening := re.compile(rf'"{key}"\s*:\s*(?=\[)').search(answer, start):
             try:
                 _, end = json.JSONDecoder().raw_decode(answer, opening.end())
@@ -107,8 +117,9 @@ def chain_probability(reply: Reply, diagnosis: Diagnosis) -> dict[str, float]:
     """Probability of each disease in the reply: of its tokens, from its first byte through its closing quote.
 
     It is found on the bytes that were generated, since a character may span tokens and a token may hold a
-    quote and the beginning of a name. A name that the reply does not hold as it stands has no probability, nor has
-    one with a token of which none is known.
+    quote and the beginning of a name. The last token may hold more than the quote: a comma, or the end of the list. So
+    where its alternatives are known, all of them count that go on as the name does. A name that the reply does not hold
+    as it stands has no probability, nor has one with a token of which none is known.
     """
     raw = b"".join(token.utf8 for token in reply.tokens)
     ends = list(accumulate(len(token.utf8) for token in reply.tokens))
@@ -121,8 +132,17 @@ def chain_probability(reply: Reply, diagnosis: Diagnosis) -> dict[str, float]:
             position = end
             first, last = bisect_right(ends, start), bisect_right(ends, end - 1)
             if all(token.logprob is not None for token in reply.tokens[first : last + 1]):
-                found[name] = min(1.0, exp(totals[last + 1] - totals[first]))
+                begun = ends[last] - len(reply.tokens[last].utf8)
+                closing = _closing(reply.tokens[last], raw[begun:end])
+                found[name] = min(1.0, exp(totals[last] - totals[first]) * closing)
     return found
+
+
+def _closing(token: Token, lacking: bytes) -> float:
+    """Probability of what a name lacks, whatever else stands in the same token."""
+    quoted = token.alternatives if lacking.endswith(b'"') else ()
+    others = {other: logprob for other, logprob in quoted if other.startswith(lacking)}
+    return sum(map(exp, {**others, token.utf8: token.logprob or 0.0}.values()))
 
 
 def _written(name: str, raw: bytes, position: int) -> tuple[int, int] | None:

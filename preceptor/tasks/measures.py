@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from rapidfuzz.distance import Indel
 
 from preceptor.clinical.names import Level, Namer
-from preceptor.core.records import Case, Diagnosis
+from preceptor.core.records import OTHER, Case, Diagnosis, Prediction
+from preceptor.tasks.calibrated import covers
 
 LIKELY = 0.01
 """A disease belongs to a differential above this probability."""
@@ -35,6 +36,26 @@ def measures(output: Diagnosis | None, case: Case, namer: Namer) -> Mapping[str,
         true = [gold.diseases[i] for i, _ in namer.match(gold.diseases, likely)]
         hit = next((place for place, name in enumerate(said.diseases) if namer.match((name,), true)), max(DEPTHS))
         found |= {f"gtpa_{k}": float(hit < k) for k in DEPTHS}
+    return found
+
+
+def assurance(prediction: Prediction, case: Case, namer: Namer) -> Mapping[str, float | None]:
+    """Whether an answer keeps what its calibration promises; nothing where none was applied. The case has gold.
+
+    - `withheld`: whether it was too doubtful to be given.
+    - `set_coverage`: whether the set of diseases beside it holds a true one; `set_size`, of which `set_other`: whether
+      it leaves the door open to any other disease, and `set_single`: whether it is one disease alone.
+    """
+    said, found = prediction.prediction_set, dict[str, float | None]()
+    if prediction.uncalibrated or prediction.withheld:
+        found["withheld"] = float(prediction.withheld is not None)
+    if said is not None:
+        found |= {
+            "set_coverage": float(covers(case, prediction, namer)),
+            "set_size": float(len(said)),
+            "set_other": float(OTHER in said),
+            "set_single": float(len(said) == 1 and OTHER not in said),
+        }
     return found
 
 

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from preceptor.core.errors import UserError
 from preceptor.core.records import (
@@ -26,27 +26,39 @@ from preceptor.core.records import (
     UnansweredError,
     Usage,
 )
+from preceptor.core.text import token_id
 from preceptor.tasks import consult, diagnosis, voting
 from preceptor.tasks.answer import Outcome
 from preceptor.tasks.examples import Examples
 from preceptor.tasks.prompts import Prompt, act_in, prompt_sha
 
+Source = Literal["chain", "candidates", "samples", "stated"]
+"""Where the confidence in a disease comes from."""
 Conversation = Generator[Request, Reply, Prediction]
 Parsed = diagnosis.Parsed | consult.Parsed
 _TAG = re.compile(r"</?think(?:ing)?>", re.IGNORECASE)
 _CORRECTABLE = (Outcome.UNPARSED, Outcome.EMPTY, Outcome.TRUNCATED)
 
 
-def _schema(**fields: str) -> str:
-    """The JSON schema of an object with lists of strings, and with nothing else."""
-    lists = {name: {"type": "array", "items": {"type": "string"}, "description": told} for name, told in fields.items()}
+def _schema(**fields: tuple[str, str]) -> str:
+    """The JSON schema of an object with lists of these types, and with nothing else."""
+    lists = {
+        name: {"type": "array", "items": {"type": kind}, "description": told} for name, (kind, told) in fields.items()
+    }
     schema = {"type": "object", "properties": lists, "required": list(fields), "additionalProperties": False}
     return json.dumps(schema, ensure_ascii=False)
 
 
-_DISEASES = "Names, the likeliest first; none if the record does not say enough."
-_ANSWER = _schema(diseases=_DISEASES, reason="Quotes of the record's own words.")
-SCHEMAS = {"diagnosis": _ANSWER, "evidence": _ANSWER, "diseases": _schema(diseases=_DISEASES)}
+_DISEASES = "string", "Names, the likeliest first; none if the record does not say enough."
+_SURE = "number", "Of each disease the probability that the patient has it, from 0 to 1."
+_REASON = "string", "Quotes of the record's own words."
+_ANSWER = _schema(diseases=_DISEASES, reason=_REASON)
+SCHEMAS = {
+    "diagnosis": _ANSWER,
+    "evidence": _ANSWER,
+    "diseases": _schema(diseases=_DISEASES),
+    "stated": _schema(diseases=_DISEASES, confidence=_SURE, reason=_REASON),
+}
 """By act, what replies are held to where the endpoint can. An act that thinks aloud first has none."""
 
 
@@ -68,7 +80,13 @@ class Asking:
     examples: Examples | None = None
     """Where few-shot's examples come from."""
     votes: int = 5
-    """Samples of self-consistency."""
+    """Samples of self-consistency, or from which the confidence is taken."""
+    confidence: Source | None = None
+    """Its source; None for the chain probability where there are log-probabilities."""
+    candidates: tuple[str, ...] = ()
+    """Names of the diseases whose probabilities are asked for, where that is the source."""
+    constrained: bool = True
+    """Replies are held to the JSON schema of their act, where the one who answers can."""
 
 
 Strategy = Callable[[Case, Asking], Conversation]
@@ -180,7 +198,9 @@ def _request(asking: Asking, messages: tuple[Message, ...]) -> Request:
     return Request(
         messages=messages,
         sampling=asking.sampling,
-        json_schema=SCHEMAS.get(act_in(messages) or "", "") if asking.task == "diagnosis" else "",
+        json_schema=SCHEMAS.get(act_in(messages) or "", "")
+        if asking.constrained and asking.task == "diagnosis"
+        else "",
         logprobs=asking.logprobs,
     )
 
@@ -202,11 +222,17 @@ def conclude(case: Case, asking: Asking, said: Said) -> Prediction:
         thinking=reply.thinking,
         output=output,
         failure=None if output else _failure(asking, said),
-        repaired=said.parsed.outcome is Outcome.REPAIRED,
+        repaired=said.parsed.outcome is Outcome.REPAIRED or (output is not None and _was_closed(reply)),
         corrected=said.corrected,
+        cut=reply.cut,
         confidence=_confidence(reply, output),
         usage=said.usage,
     )
+
+
+def _was_closed(reply: Reply) -> bool:
+    """Whether JSON was brought to its end because tokens ran out: one who went on talking was merely cut."""
+    return reply.finish == "length" and reply.text.rstrip().endswith("}")
 
 
 def failed(case: Case, asking: Asking, failure: Failure, messages: tuple[Message, ...] = ()) -> Prediction:
@@ -225,7 +251,13 @@ def _failure(asking: Asking, said: Said) -> Failure:
     if said.corrected:
         detail = f"{detail}, after a correction too"
     if said.reply.finish == "length":
-        detail = f"{detail}: it has all of max_tokens={asking.sampling.max_tokens}; raise that"
+        reply, most = said.reply, asking.sampling.max_tokens
+        full = not (reply.text or reply.thinking or reply.usage.completion_tokens)
+        detail += (
+            ": its prompt leaves no room in the model's context; shorten it, or show fewer examples"
+            if full
+            else f": it has all of max_tokens={most}; raise that"
+        )
     return Failure(kind=FailureKind(said.parsed.outcome), detail=detail)
 
 
@@ -243,7 +275,8 @@ def _differ(before: Diagnosis | Consultation | None, after: Diagnosis | Consulta
 
 
 def _confidence(reply: Reply, output: Diagnosis | Consultation | None) -> dict[str, float]:
-    if isinstance(output, Diagnosis) and reply.tokens:
+    """That of the tokens; none where they are ids, in which no name is found."""
+    if isinstance(output, Diagnosis) and reply.tokens and token_id(reply.tokens[0].utf8) is None:
         return diagnosis.chain_probability(reply, output)
     return {}
 

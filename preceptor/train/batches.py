@@ -7,14 +7,23 @@ carry positions that start anew at each document and no mask either: that alone 
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import BatchSampler, DataLoader
 
 from preceptor.model.tokens import IGNORED, Example
+from preceptor.train.config import Mix
+from preceptor.train.store import Store
+
+Floats = NDArray[np.float32]
+Adjust = Callable[[Floats, Floats], tuple[Floats, Floats]]
+"""Makes log-probabilities (n, k), and the mass beyond them (n,), other ones."""
 
 _POOL = 50
 """Batches' worth of rows that are sorted by length together: little padding, and still a shuffle."""
@@ -31,12 +40,14 @@ class Packed:
     labels: list[int]
     weights: list[float]
     """How much each label counts."""
+    places: list[int]
+    """Of each label in a store of a teacher's beliefs; -1 where nothing is believed of it."""
     lengths: list[int]
 
 
 def rows(examples: Sequence[Example]) -> list[Packed]:
     """Each example as a row of its own."""
-    return [Packed(e.ids, e.labels, _weights(e), [len(e.ids)]) for e in examples]
+    return [Packed(e.ids, e.labels, _weights(e), _places(e), [len(e.ids)]) for e in examples]
 
 
 def pack(examples: Sequence[Example]) -> list[Packed]:
@@ -49,10 +60,11 @@ def pack(examples: Sequence[Example]) -> list[Packed]:
         "ids": [e.ids for e in examples],
         "labels": [e.labels for e in examples],
         "weights": [_weights(e) for e in examples],
+        "places": [_places(e) for e in examples],
     }
     length = max(_PACK, *(len(example.ids) for example in examples), 1)
     packed = pack_dataset(datasets.Dataset.from_dict(columns), length, "bfd")
-    return [Packed(row["ids"], row["labels"], row["weights"], row["seq_lengths"]) for row in packed]
+    return [Packed(row["ids"], row["labels"], row["weights"], row["places"], row["seq_lengths"]) for row in packed]
 
 
 class Rows(Sequence[Packed]):
@@ -66,7 +78,8 @@ class Rows(Sequence[Packed]):
 
     def __getitem__(self, at: Any) -> Any:
         row = self._rows[at if at >= 0 else ~at]
-        return row if at >= 0 else replace(row, labels=[IGNORED] * len(row.ids), weights=[0.0] * len(row.ids))
+        mute = {"labels": [IGNORED] * len(row.ids), "weights": [0.0] * len(row.ids), "places": [-1] * len(row.ids)}
+        return row if at >= 0 else replace(row, **mute)
 
 
 class Batches(BatchSampler):
@@ -107,17 +120,41 @@ class Batches(BatchSampler):
 
 
 class Loader(DataLoader[Packed]):
-    """The batches as tensors; the trainer tells it the epoch."""
+    """The batches as tensors, with what a teacher believes where there is one; the trainer tells it the epoch."""
 
-    def __init__(self, rows: Sequence[Packed], batches: Batches) -> None:
-        super().__init__(Rows(rows), batch_sampler=batches, collate_fn=collate)  # type: ignore[arg-type]  # a Dataset by duck
+    def __init__(self, rows: Sequence[Packed], batches: Batches, teaching: "Teaching | None" = None) -> None:
+        made = partial(collate, teaching=teaching)
+        super().__init__(Rows(rows), batch_sampler=batches, collate_fn=made)  # type: ignore[arg-type]  # a Dataset by duck
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch's order."""
         cast(Batches, self.batch_sampler).set_epoch(epoch)
 
 
-def collate(rows: Sequence[Packed]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Teaching:
+    """What a teacher believed of the tokens that are learned, and how it counts."""
+
+    store: Store
+    mix: Mix = Mix()
+    adjust: Sequence[Adjust] = ()
+    """In turn: what the teacher should have believed, and how softly it is learned."""
+
+    def soft(self, places: Sequence[Sequence[int]]) -> tuple[torch.Tensor, ...]:
+        """Of a batch's tokens what `Soft` holds; the library takes plain tuples to a device."""
+        at = np.array(places)
+        known = at >= 0
+        found = self.store.at(at[known])
+        logprobs, rest = found.logprobs, found.rest
+        for adjust in self.adjust:
+            logprobs, rest = adjust(logprobs, rest)
+        all_ids = np.zeros((*at.shape, self.store.header.k), np.int64)
+        all_logprobs, all_rest = np.full(all_ids.shape, -np.inf, np.float32), np.zeros(at.shape, np.float32)
+        all_ids[known], all_logprobs[known], all_rest[known] = found.ids, logprobs, rest
+        return tuple(map(torch.from_numpy, (all_ids, all_logprobs, all_rest)))
+
+
+def collate(rows: Sequence[Packed], teaching: Teaching | None = None) -> dict[str, Any]:
     """Tensors of a batch, and the tokens in it that are not padding."""
     width = max(len(row.ids) for row in rows)
     batch: dict[str, Any] = {
@@ -126,6 +163,8 @@ def collate(rows: Sequence[Packed]) -> dict[str, Any]:
         "weights": torch.tensor([row.weights + [0.0] * (width - len(row.ids)) for row in rows]),
         "tokens": sum(len(row.ids) for row in rows if any(row.weights)),
     }
+    if teaching:
+        batch["soft"] = teaching.soft([row.places + [-1] * (width - len(row.ids)) for row in rows])
     if any(len(row.lengths) > 1 for row in rows):
         batch["position_ids"] = torch.tensor([_positions(row.lengths, width) for row in rows])
     return batch
@@ -133,6 +172,10 @@ def collate(rows: Sequence[Packed]) -> dict[str, Any]:
 
 def _weights(example: Example) -> list[float]:
     return example.weights or [1.0] * len(example.ids)
+
+
+def _places(example: Example) -> list[int]:
+    return example.places or [-1] * len(example.ids)
 
 
 def _positions(lengths: Sequence[int], width: int) -> list[int]:

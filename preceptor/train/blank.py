@@ -13,6 +13,7 @@ from transformers.initialization import no_init_weights
 
 from preceptor.core.errors import UserError
 from preceptor.train.config import SftConfig
+from preceptor.train.dropout import residual_dropout
 
 
 def shape(said: Path | Mapping[str, Any]) -> PretrainedConfig:
@@ -36,19 +37,14 @@ def student(config: PretrainedConfig, how: SftConfig, compute: torch.dtype) -> A
     model = _build(config, torch.float32 if how.method == "full" else compute)
     student = model
     if how.method != "full":
-        from peft import LoraConfig, get_peft_model  # a second to import
+        from peft import get_peft_model  # a second to import
 
         if how.method == "qlora":
             _quantise(model, compute)
-        lora = LoraConfig(
-            r=how.rank,
-            lora_alpha=how.alpha,
-            lora_dropout=how.dropout,
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
-        )
         with torch.device("meta"):
-            student = get_peft_model(model, lora)
+            student = get_peft_model(model, how.adapter())
+    elif how.dropout:
+        residual_dropout(model, how.dropout)
     if how.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
     return student.train()

@@ -1,17 +1,20 @@
 """How to train, apart from what trains: a recipe is checked without loading torch."""
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Method = Literal["lora", "qlora", "full"]
 Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
 Tracker = Literal["trackio", "tensorboard", "wandb", "mlflow", "swanlab"]
+DivergenceName = Literal["renormalised", "bucket", "decoupled", "reverse", "sampled"]
+"""By name in `preceptor.train.divergence`, which says what they are."""
 
 _DEFAULTS: dict[Method, dict[str, Any]] = {
-    "lora": {"lr": 2e-4, "epochs": 3, "accumulation": 1},
-    "qlora": {"lr": 2e-4, "epochs": 3, "accumulation": 1},
-    "full": {"lr": 5e-6, "epochs": 1, "accumulation": 8},
+    "lora": {"lr": 2e-4, "epochs": 3, "accumulation": 1, "dropout": 0.1},
+    "qlora": {"lr": 2e-4, "epochs": 3, "accumulation": 1, "dropout": 0.1},
+    "full": {"lr": 5e-6, "epochs": 1, "accumulation": 8, "dropout": 0.0},
 }
 
 
@@ -31,6 +34,20 @@ class TokenWeights(BaseModel):
     diseases: float = Field(default=1.0, ge=0)
     evidence: float = Field(default=1.0, ge=0)
     syntax: float = Field(default=1.0, gt=0)
+
+
+class Mix(BaseModel):
+    """How a teacher's probabilities and the label make one loss."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    divergence: DivergenceName | Callable[..., Any] = "bucket"
+    """One of ours, or a function like those of `preceptor.train.divergence`."""
+    share: float = Field(default=0.5, ge=0, le=1)
+    """Of the divergence, where the teacher's mass is known; the rest is cross-entropy's."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Softens teacher and student alike; the loss is multiplied by its square, so that gradients stay as large (Hinton
+    et al. 2015)."""
 
 
 class SftConfig(BaseModel):
@@ -68,8 +85,8 @@ class SftConfig(BaseModel):
     weights: TokenWeights = TokenWeights()
     rank: int = Field(default=64, gt=0)
     alpha: float = Field(default=128, gt=0)
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Of an adapter's inputs."""
+    dropout: float = Field(ge=0, lt=1)
+    """Of an adapter's inputs, by default 0.1; of all weights, of what each half of a layer adds, by default none."""
     gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them: less memory, a third more time."""
     compile: bool = False
@@ -95,4 +112,37 @@ class SftConfig(BaseModel):
     def _moved(self) -> "SftConfig":
         if self.embedding_lr is not None and self.method != "full":
             raise ValueError("embedding_lr: an adapter leaves the embeddings as they are; use method: full, or drop it")
+        return self
+
+    def adapter(self) -> Any:
+        """What the library is told of a fresh adapter."""
+        from peft import LoraConfig  # a second to import
+
+        return LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        )
+
+
+class OnPolicyConfig(SftConfig):
+    """How to train on what the student writes itself. An epoch is one answer to each prompt."""
+
+    temperature: float = Field(default=1.0, gt=0)
+    """At which the student answers, and at which its probabilities are held against the teacher's."""
+    max_tokens: int = Field(default=512, gt=0)
+    """Of an answer; what is longer is learned from as far as it went."""
+    beta: float = Field(default=1.0, ge=0, le=1)
+    """Which divergence: 1 is KL(student || teacher), 0 is KL(teacher || student), and what is between them is
+    Jensen and Shannon's generalised one."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        for name in ("packing", "compile", "weights"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name}: doesn't go with answers that are written while training; leave it out")
+        if self.max_tokens >= self.max_length:
+            raise ValueError(f"max_tokens: {self.max_tokens} leave a prompt no room in max_length {self.max_length}")
         return self

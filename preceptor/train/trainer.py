@@ -24,9 +24,9 @@ from preceptor.core.records import Reply, Request, Row, Sampling
 from preceptor.model.generate import generate
 from preceptor.model.load import Loaded
 from preceptor.train import checkpoints, world
-from preceptor.train.batches import Batches, Loader, Packed
-from preceptor.train.config import SftConfig
-from preceptor.train.loss import chunked_cross_entropy
+from preceptor.train.batches import Batches, Loader, Packed, Teaching
+from preceptor.train.config import Mix, SftConfig
+from preceptor.train.loss import Soft, chunked_cross_entropy
 
 Watch = Callable[[int, int, Mapping[str, float]], None]
 """Called after each step with its number, the number of all steps, and what was measured since: `loss`, `lr`,
@@ -66,9 +66,11 @@ class SftTrainer(Trainer):  # type: ignore[misc]  # its types aren't read
     control: TrainerControl
     lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None
 
-    def __init__(self, *, config: SftConfig, validation: Validation | None, **kwargs: Any) -> None:
+    def __init__(
+        self, *, config: SftConfig, validation: Validation | None, teaching: Teaching | None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
-        self.config, self._validation = config, validation
+        self.config, self._validation, self._teaching = config, validation, teaching
         if (
             self.is_fsdp_enabled and self.args.bf16
         ):  # the library's would sum gradients and give the loss in half precision
@@ -90,7 +92,8 @@ class SftTrainer(Trainer):  # type: ignore[misc]  # its types aren't read
     def get_train_dataloader(self) -> DataLoader[Packed]:
         """This device's batches, the same after a resume."""
         size, rank, devices = self.args.per_device_train_batch_size, self.args.process_index, self.args.world_size
-        return Loader(self.train_dataset, Batches(self.train_dataset, size, self.args.seed, rank, devices))
+        batches = Batches(self.train_dataset, size, self.args.seed, rank, devices)
+        return Loader(self.train_dataset, batches, self._teaching)
 
     def compute_loss(
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | float | None = None
@@ -169,9 +172,10 @@ class Watching(TrainerCallback):  # type: ignore[misc]  # as above
         """`metrics` is the file of what is measured; `finish` is called on each checkpoint before it is sealed."""
         self._trainer, self.config, self._finish = trainer, config, finish
         self._watch, self._metrics = watch, metrics
-        self._since, self._tokens = time.perf_counter(), 0
-        self.loss = math.nan
+        self._since, self._tokens, self._ended = time.perf_counter(), 0, 0.0
         self.begun = False
+        self.apart = 0.0
+        """Seconds between steps, in which checkpoints are graded and written."""
 
     def on_train_begin(self, _args: Any, state: Any, control: Any, **_kwargs: Any) -> None:
         """What was stopped stays so; what was measured after the checkpoint that is gone on from is measured again."""
@@ -180,8 +184,15 @@ class Watching(TrainerCallback):  # type: ignore[misc]  # as above
         if self._trainer.is_world_process_zero():
             _trim(self._metrics, state.global_step)
 
+    def on_step_begin(self, *_args: Any, **_kwargs: Any) -> None:
+        """What was done between steps is no training, and slows none."""
+        if self._ended:
+            between = time.perf_counter() - self._ended
+            self.apart, self._since = self.apart + between, self._since + between
+
     def on_step_end(self, _args: Any, state: Any, control: Any, **_kwargs: Any) -> None:
         """Log before each checkpoint."""
+        self._ended = time.perf_counter()
         control.should_log = control.should_log or control.should_save
         self._tell(state, {})
 
@@ -202,17 +213,17 @@ class Watching(TrainerCallback):  # type: ignore[misc]  # as above
                 f"the loss is {logs['loss']:g} and its gradient {logs.get('grad_norm', math.nan):g} at step "
                 f"{state.global_step}: lower the learning rate (lr) and start over with --fresh, or look at the rows"
             )
-        self.loss = logs["loss"]
         now = time.perf_counter()
         tokens_here = self._trainer.tokens - self._tokens
         values = {
-            "loss": self.loss,
+            "loss": logs["loss"],
             "lr": logs["learning_rate"],
             "tokens_per_second": tokens_here * self._trainer.args.world_size / max(now - self._since, 1e-9),
             "memory": peak_memory(),
         }
         self._tell(state, values)
-        self._since, self._tokens = time.perf_counter(), self._trainer.tokens
+        self._since = self._ended = time.perf_counter()
+        self._tokens = self._trainer.tokens
 
     def on_save(self, args: Any, state: Any, _control: Any, **_kwargs: Any) -> None:
         """Seal the checkpoint, once every device has written its part, and only then delete older ones."""
@@ -224,7 +235,10 @@ class Watching(TrainerCallback):  # type: ignore[misc]  # as above
             checkpoints.seal(checkpoint)
             checkpoints.rotate(folder, self.config.checkpoints, grades(state))
         self._trainer.accelerator.wait_for_everyone()
-        self._since = time.perf_counter()
+
+    def on_train_end(self, *_args: Any, **_kwargs: Any) -> None:
+        """The last checkpoint is no training either."""
+        self.on_step_begin()
 
     def _tell(self, state: Any, values: Mapping[str, float]) -> None:
         if not self._trainer.is_world_process_zero():
@@ -245,10 +259,11 @@ def grades(state: Any) -> dict[int, float]:
     return {entry["step"]: entry[GRADE] for entry in state.log_history if GRADE in entry}
 
 
-def learns(model: PreTrainedModel) -> None:
+def learns(model: PreTrainedModel, mix: Mix = Mix()) -> None:
     """Make the model's forward give the training loss, without logits, where labels come; else it is as before.
 
-    It happens inside the model's own call and the head's: devices that share weights gather them there.
+    With `soft`, of the labels, it is the mixture `mix`. It happens
+    inside the model's own call and the head's: devices that share weights gather them there.
 
     Raises:
         UserError: the model does something to its logits that our loss doesn't know.
@@ -264,13 +279,14 @@ def learns(model: PreTrainedModel) -> None:
         position_ids: Tensor | None = None,
         weights: Tensor | None = None,
         divisor: Tensor | float | None = None,
+        soft: tuple[Tensor, Tensor, Tensor] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Training gives no mask, ever."""
         if labels is None:
             return plain(input_ids=input_ids, position_ids=position_ids, **kwargs)
         states = self.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
-        return head(states, labels, divisor, weights)
+        return head(states, labels, divisor, weights, Soft(*soft) if soft else None)
 
     def learn(
         self: torch.nn.Linear,
@@ -278,11 +294,12 @@ def learns(model: PreTrainedModel) -> None:
         labels: Tensor | None = None,
         divisor: Tensor | float | None = None,
         weights: Tensor | None = None,
+        soft: Soft | None = None,
     ) -> Tensor:
         if labels is None:
             logits: Tensor = scores(states)
             return logits
-        return chunked_cross_entropy(states, self.weight, labels, divisor, weights)
+        return chunked_cross_entropy(states, self.weight, labels, divisor, weights, soft, mix)
 
     model.forward, head.forward = MethodType(forward, model), MethodType(learn, head)
 

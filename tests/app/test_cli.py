@@ -89,6 +89,7 @@ def test_stats_say_why_a_file_is_not_understood(command):
     assert (code, "t.csv: no known layout: its rows have pid, note" in out.replace("\n", " ")) == (0, True)
 
 
+@pytest.mark.slow
 def test_stats_of_many_files_breaks_no_figure(command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     for folder in "abcdef":

@@ -116,6 +116,7 @@ def test_what_is_announced_is_what_is_asked(command):
     assert "label, predict_teacher: done; it would ask nothing" in out
 
 
+@pytest.mark.slow
 def test_replies_at_hand_cost_nothing(command):
     Path("r.yaml").write_text(RECIPE)
     assert command("run", "r.yaml", "prepare", "label", "label.limit=2")[0] == 0
@@ -166,6 +167,7 @@ def announced(out, tokens_in, tokens_out):
     return f"{(tokens_in * 2 + tokens_out * 8) / 1e6:.4g}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("head", "section", "requests"),
     [
@@ -175,6 +177,7 @@ def announced(out, tokens_in, tokens_out):
         ("language: en\ntask: consult", "label: {}", 4),
         ("language: zh", "label: {strategy: few_shot, shots: 2, reasons: 2, reason_characters: 12}", 4),
         ("language: en", "refine: {}", 7),
+        ("language: en", "calibrate: {model: teacher}", 2),
         ("language: en", "design: {candidates: 2}", 2 + 3 * 2),
     ],
 )

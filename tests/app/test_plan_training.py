@@ -44,6 +44,27 @@ def test_what_a_model_is_and_takes(plan):
 
 
 @pytest.mark.slow
+def test_a_teacher_on_this_machine_takes_memory_too(command, plan):
+    """Beside the student where it reads what that writes; else before."""
+    gib = 7_615_616_512 * 2 / GIB
+    recipe = f"language: en\nstudent: mini\n{CASES}distill: {{local_teacher: {KNOWN}, %s}}\n"
+    Path("r.yaml").write_text(recipe % "on_policy: true, max_tokens: 100, max_length: 300")
+    code, out, err = command("plan", "r.yaml", "--card", "16")
+    assert code == 0, err
+    told = " ".join(out.split())
+    assert f"its teacher {KNOWN}, 7,615,616,512 parameters, takes {gib:.1f} GiB all the time beside the student" in told
+    assert re.search(rf"the teacher's weights +{gib:.2f} ", told)
+    assert re.search(r"does not fit a card of 16 GiB \(16\.0 GiB\)", told)
+    assert "answers of at most 100 are written to them" in told
+    Path("r.yaml").write_text(recipe % "max_length: 300")
+    code, out, err = command("plan", "r.yaml", "--card", "12")
+    told = " ".join(out.split())
+    assert "while it reads the rows, before the student is there; it does not fit a card of 12 GiB" in told
+    assert "the teacher's weights" not in told
+    assert "distill: fits a card of 12 GiB" in told
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("section", "card", "told"),
     [

@@ -161,7 +161,7 @@ def test_a_full_disk_is_told_in_one_line(toys, tmp_path):
 
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
 def test_killed_anywhere_it_goes_on(toys, kill):
-    process = start("run", "toy.yaml", "double.seconds=0.15")
+    process = start("run", "toy.yaml", "double.seconds=0.4")
     await_(lambda: len(worked()) >= 2)
     process.send_signal(kill)
     _, err = process.communicate(timeout=60)

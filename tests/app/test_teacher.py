@@ -109,7 +109,7 @@ def test_json_object_format_is_understood(client: openai.OpenAI) -> None:
         ({"messages": [{"role": "user", "content": "hello"}]}, r"needs a line such as '\[act: diagnosis\]'"),
         (
             {"messages": [{"role": "user", "content": "[act: cook]\n<record>x</record>"}]},
-            "doesn't know the act 'cook'; it knows diagnosis, thinking, diseases, evidence",
+            "doesn't know the act 'cook'; it knows diagnosis, stated, thinking, diseases, evidence",
         ),
         (
             {"messages": [{"role": "user", "content": "[act: diagnosis]\nno record"}]},

@@ -13,7 +13,7 @@ from preceptor.clinical.textbook.exact import exact
 from preceptor.clinical.textbook.sampler import draw, sample
 from preceptor.core.errors import UserError
 from preceptor.core.records import Language, Message
-from preceptor.tasks import consult
+from preceptor.tasks import consult, prompts
 from preceptor.tasks.diagnosis import canonical
 
 
@@ -64,6 +64,26 @@ def test_number_and_length_of_reasons_are_kept_to(teacher: Teacher, language: La
     assert fewer > 40
 
 
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("confidence", ["honest", "over", "under"])
+def test_what_is_stated_is_what_the_reader_believes(confidence, language: Language) -> None:
+    reader, teacher = exact(confidence), Teacher(confidence, Tokens("mini"))
+    named = abstained = 0
+    for case in sample(40, 6, language, "short"):
+        replies = teacher.replies(question(prompts.load("diagnosis", "stated", language).render(case.text)))
+        plain = teacher.replies(question(prompts.load("diagnosis", "zero_shot", language).render(case.text)))
+        believed = reader.posterior(case.text).marginals
+        by_name = {reader.book.diseases[key].name(language): share for key, share in believed.items()}
+        assert replies.choice.probabilities.tolist() == plain.choice.probabilities.tolist()
+        for text, other in zip(replies.choice.options, plain.choice.options, strict=True):
+            said, words = json.loads(text), json.loads(other)
+            assert said.pop("confidence") == [round(by_name[name], 2) for name in said["diseases"]]
+            assert said == words
+            named, abstained = named + bool(said["diseases"]), abstained + (not said["diseases"])
+    assert named > 40
+    assert abstained
+
+
 @pytest.mark.parametrize("first", ["its own", '{"diseases": ["Gout"]}', "no JSON"])
 def test_the_second_turn_corrects_the_first(teacher: Teacher, first: str) -> None:
     for case in sample(20, 5, "en", "short"):
@@ -75,6 +95,7 @@ def test_the_second_turn_corrects_the_first(teacher: Teacher, first: str) -> Non
         assert second == canonical(answer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_advice_is_for_the_answer_that_it_would_give(teacher: Teacher, language: Language) -> None:
     seen = set()

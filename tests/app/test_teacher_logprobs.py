@@ -51,6 +51,7 @@ def test_every_log_probability_is_the_enumerated_one(client: openai.OpenAI, lang
     assert sure < drawn / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("confidence", [c for c in CONFIDENCES if c != "honest"])
 def test_the_misjudging_readers_tell_their_own_posterior(confidence: Confidence) -> None:
     with textbook.teacher("--confidence", confidence) as client:

@@ -36,6 +36,7 @@ def test_precision_and_recall_on_the_pairs() -> None:
         assert recall >= (RECALL if rule == "all" else BY_RULE)
 
 
+@pytest.mark.slow
 def test_the_printed_table_gives_the_counted_figures_and_every_mistake() -> None:
     printed = table().splitlines()
     count = counts()["all", "all"]

@@ -136,6 +136,7 @@ def test_sampling_is_a_pure_function_of_the_seed() -> None:
     assert sample(10, 7, "en") != sample(10, 8, "en")
 
 
+@pytest.mark.slow
 def test_every_process_draws_the_same_to_the_last_digit() -> None:
     program = (
         "import hashlib; from preceptor.clinical.textbook.sampler import sample;"
@@ -263,6 +264,49 @@ def test_the_posterior_agrees_with_brute_force(seed: int) -> None:
     assert len(posterior.hypotheses) == 3 + comb(3, 2) - 1
 
 
+@pytest.mark.parametrize("seed", [0, 3, 5])
+def test_what_to_ask_agrees_with_brute_force(seed: int) -> None:
+    """The fall of entropy when a finding is known, averaged over both answers, from the same enumeration."""
+    answerer = Exact(toy())
+    world = answerer.world
+    rng = np.random.default_rng(seed)
+    patient = draw_patient(world, rng)
+    style: books.Style = "full" if seed % 2 else "short"
+    told = tell(answerer.book, patient.present, world.book.world.styles[style], rng)
+    text, _ = write(answerer.book, patient, told, "en", style)
+    said = {(t.subject, t.form if t.form in ("negated", "blurred") else "said") for t in told}
+    known = {subject for subject, form in said if form != "blurred"}
+
+    def weights(there: str = "") -> np.ndarray:
+        given = [_joint(world, h, patient.sex, patient.age, style, said, there) for h in world.hypotheses]
+        return np.array(given)
+
+    def entropy(w: np.ndarray) -> float:
+        p = w[w > 0] / w.sum()
+        return float(-(p * np.log(p)).sum())
+
+    both, expected = weights(), {}
+    for finding in set(world.findings) - known:
+        yes = weights(finding)
+        no, share = both - yes, yes.sum() / both.sum()
+        expected[finding] = entropy(both) - share * entropy(yes) - (1 - share) * entropy(no)
+    worth = world.worth_asking(answerer.reader.read(text))
+    assert worth == pytest.approx(expected, abs=1e-9)
+    assert list(worth.values()) == sorted(worth.values(), reverse=True)
+
+
+def test_what_would_help_most_is_asked_for_by_name() -> None:
+    answerer = exact()
+    for text, language, expected in (
+        ("Man, 70, breathlessness on exertion for 7 days.", "en", "exertional chest pain"),
+        ("男，70岁，活动后气促7天。", "zh", "劳力性胸痛"),
+        ("性别: 男\n年龄: 48\n主诉: 乙肝阳性\n现病史: ", "zh", ""),
+    ):
+        assert answerer.ask(text, language) == expected
+    known = "Man, 70, breathlessness on exertion for 7 days; denies exertional chest pain."
+    assert "exertional_chest_pain" not in answerer.world.worth_asking(answerer.reader.read(known))
+
+
 def _joint(
     world: World,
     hypothesis: tuple[str, ...],
@@ -270,8 +314,12 @@ def _joint(
     age: int,
     style: books.Style,
     said: set[tuple[str, str]],
+    there: str = "",
 ) -> float:
-    """P(hypothesis, what is said | sex, age) by enumeration of everything hidden, straight from the definition."""
+    """P(hypothesis, what is said | sex, age) by enumeration of everything hidden, straight from the definition.
+
+    With `there` only where that finding is.
+    """
     book, writing = world.book, world.book.world.styles[style]
     names, blurred = list(book.findings), book.world.forms.blurred
     blur_of = {f: name for name, blur in book.world.blurs.items() for f in blur.findings}
@@ -300,7 +348,7 @@ def _joint(
                     (None, (1 - absent) * (1 - m1)),
                     ((f, "negated"), absent * m0),
                     (None, absent * (1 - m0)),
-                ]
+                ][: 3 if f == there else 5]
             )
         for combination in product(*outcomes):
             if {thing for thing, _ in combination if thing} == said:

@@ -16,6 +16,7 @@ from preceptor.tasks import consult
 LANGUAGES: tuple[Language, ...] = ("zh", "en")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("style", ["full", "short"])
 def test_gold_advice_is_worth_one_and_urgent_where_it_must_be(language: Language, style: Style) -> None:

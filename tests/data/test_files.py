@@ -150,6 +150,7 @@ PLACES = st.integers(0, 10_000)
 BITS = st.integers(1, 255)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.sampled_from(sorted(KINDS)), PLACES, BITS)
 def test_a_byte_that_flips_gives_no_traceback_and_no_silent_loss(tmp_path, name, place, bits):

@@ -150,6 +150,7 @@ def test_of_a_file_that_was_cut_off_what_can_be_read_is_read(tmp_path, name):
     assert len(result) - len(good) <= 3
 
 
+@pytest.mark.slow
 def test_flat_memory(tmp_path):
     path = tmp_path / "big.jsonl"
     with path.open("wb") as file:

@@ -112,11 +112,13 @@ def test_the_filter_keeps_what_the_definition_keeps(texts, threshold):
     assert kept(texts, threshold) == naive_kept(texts, threshold)
 
 
+@pytest.mark.slow
 @given(st.lists(st.text(max_size=12), max_size=12), st.floats(0, 1))
 def test_the_filter_on_any_text_at_any_threshold(texts, threshold):
     assert kept(texts, threshold) == naive_kept(texts, threshold)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [8, 3, 1])
 @pytest.mark.parametrize("language", ["zh", "en"])
 def test_on_records_whatever_the_number_of_parts_and_tiles(monkeypatch, language, number):
@@ -163,6 +165,7 @@ def test_families_are_what_their_definition_finds(texts, threshold):
     assert families(texts, threshold) == naive_families(texts, threshold)
 
 
+@pytest.mark.slow
 @given(lists_of_like_texts(), st.randoms(use_true_random=False))
 def test_families_do_not_depend_on_the_order(texts, rng):
     order = list(range(len(texts)))

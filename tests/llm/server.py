@@ -42,6 +42,18 @@ def spelt(text: str, tokens: str) -> dict[str, Any]:
     return answer
 
 
+def numbered(*, strange: bool = False) -> dict[str, Any]:
+    """A completion of a vLLM that was asked for ids: bytes of each token, of an alternative those of its id."""
+    answer = spelt(*[f"<think>hm</think>{ANSWER}"] * 2)
+    for number, entry in enumerate(answer["choices"][0]["logprobs"]["content"]):
+        names = [f"token_id:{number}", f"token_id:{number + 1000}"]
+        others = [{"token": name, "bytes": list(name.encode()), "logprob": -0.5} for name in names]
+        entry.update(token=names[0], top_logprobs=others)
+    if strange:
+        answer["choices"][0]["logprobs"]["content"][3].update(token="token_id:x", bytes=None)
+    return answer
+
+
 def gaps() -> dict[str, Any]:
     """A completion with log-probabilities, of which some tokens have none, or no number."""
     answer = spelt(ANSWER, ANSWER)
@@ -73,6 +85,8 @@ def said(act: str) -> str:
         "gaps": gaps(),
         "thinkprobs": spelt(f"<think>hm</think>{ANSWER}", f"<think>hm</think>{ANSWER}"),
         "misspelt": spelt(ANSWER, "something else"),
+        "ids": numbered(),
+        "oddids": numbered(strange=True),
     }
     if " do:" in act:
         return json.dumps(completion(act))

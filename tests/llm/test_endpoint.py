@@ -18,6 +18,7 @@ from preceptor.llm.chat import _parted, _tokens, _usage, is_called, reply_of
 from preceptor.llm.completer import ProviderError
 from preceptor.llm.config import EndpointConfig, presets
 from preceptor.llm.endpoint import Endpoint, _retry_after, _span
+from preceptor.llm.packing import pack, unpack
 from tests.llm.conftest import ask
 from tests.llm.server import ANSWER, Hostile, completion
 
@@ -119,6 +120,19 @@ def test_tokens_spell_the_text(hostile: Hostile, act: str) -> None:
     assert b"".join(token.utf8 for token in reply.tokens).decode() == reply.text == ANSWER
     assert reply.tokens[3].alternatives[0][0] == reply.tokens[3].utf8
     assert hostile.bodies[0]["top_logprobs"] == 5
+
+
+def test_ids_in_place_of_bytes_are_kept_as_they_are(hostile: Hostile) -> None:
+    """All of them, thinking and the end of the turn too; packed they stay the same."""
+    reply = complete(hostile.url, "do: ids", logprobs_=5, extra={"return_tokens_as_token_ids": True})
+    assert hostile.bodies[0]["return_tokens_as_token_ids"] is True
+    assert (reply.text, reply.thinking) == (ANSWER, "hm")
+    assert [token.utf8 for token in reply.tokens] == [b"token_id:%d" % n for n in range(len(reply.tokens))]
+    assert len(reply.tokens) > len(ANSWER.encode()) // 2 + 1
+    assert reply.tokens[3].alternatives == ((b"token_id:3", -0.5), (b"token_id:1003", -0.5))
+    assert unpack(pack(reply)).tokens == reply.tokens
+    with pytest.raises(ProviderError, match="don't spell"):
+        complete(hostile.url, "do: oddids", logprobs_=5)
 
 
 def test_missing_logprobs_are_told_apart(hostile: Hostile) -> None:

@@ -77,7 +77,8 @@ def test_transformers_serve_has_no_log_probabilities(tmp_path: Path) -> None:
     done = label(tmp_path, str(resolve("mini")), SERVE, 3, prompt=told, max_tokens=96, logprobs=5)
     assert done.code == 2, done.shown
     said = [line for line in done.shown.splitlines() if line.startswith("preceptor: ")]
-    assert said == ["preceptor: transformers gives no log-probabilities: ask for none, or use another endpoint"]
+    mend = "write `logprobs: 0` among its fields, or use another endpoint"
+    assert said == [f"preceptor: transformers gives no log-probabilities: {mend}"]
     assert done.predictions == []
 
 

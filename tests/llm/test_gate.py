@@ -180,6 +180,7 @@ def test_a_key_that_is_refused_leaves_its_work_to_the_others(
         label([{"url": hostile.url, "key_env": ["KEY_A", "KEY_B"]}], tmp_path / "other.db", 60)
 
 
+@pytest.mark.slow
 def test_a_server_that_is_gone_for_a_while_loses_nothing(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

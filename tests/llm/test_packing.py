@@ -24,6 +24,7 @@ replies = st.builds(
     finish=st.sampled_from(["stop", "length", "refusal"]),
     model=st.text(max_size=8),
     tokens=st.lists(tokens, max_size=8).map(tuple),
+    cut=st.booleans(),
 )
 
 

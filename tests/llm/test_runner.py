@@ -18,6 +18,7 @@ import pytest
 
 from preceptor.core.errors import UserError, WorkError
 from preceptor.core.records import Failure, FailureKind, Reply, Request
+from preceptor.llm import runner
 from preceptor.llm.config import EndpointConfig
 from preceptor.llm.endpoint import Endpoint
 from preceptor.llm.ledger import Ledger
@@ -126,6 +127,29 @@ def test_what_fails_all_ends_the_run(hostile: Hostile, tmp_path: Path) -> None:
         assert account.requests == len(hostile.bodies)  # and what was never sent is no request
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("at_once")
+def test_a_server_that_was_there_is_waited_for_and_that_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(runner, "_OUTAGE", 3.0)
+    server = Hostile().__enter__()
+
+    def leaving() -> Generator[Request, Reply, str]:
+        yield ask("one")
+        server.hang_up()
+        server.__exit__(None, None, None)
+        yield ask("two")
+        raise AssertionError
+
+    with pytest.raises(WorkError, match="can't be reached"):
+        label(server.url, tmp_path / "l.db", {"a": leaving()}, 1)
+    (told,) = [message for message in caplog.messages if "waited for" in message]
+    assert told.endswith("it is waited for, 0.05 minutes at most")
+    with Ledger(tmp_path / "l.db") as ledger:
+        assert ledger.summary().replies == 1, "and it is there when the same is asked again"
+
+
 def test_an_error_lets_what_is_in_flight_arrive(tmp_path: Path) -> None:
     def broken() -> Generator[Request, Reply, str]:
         yield ask("quick")
@@ -168,6 +192,7 @@ def start(server: Hostile, ledger: Path, concurrency: int = 8) -> "subprocess.Po
     return process
 
 
+@pytest.mark.slow
 def test_kill_at_random_moments_loses_and_repeats_nothing(tmp_path: Path) -> None:
     path, rng = tmp_path / "l.db", random.Random(7)
     with Hostile(delay=0.03) as server:

@@ -87,7 +87,7 @@ def test_all_sends_are_read_out(path: Path) -> None:
     assert all(time.endswith("+00:00") for time in times)
     quick = {"run": "quick/label", "endpoint": "e", "model": "m"}
     usage = {"prompt_tokens": 9, "cached_tokens": 4, "completion_tokens": 2, "thinking_tokens": 0}
-    said = {"text": "肺炎", "thinking": "hm", "finish": "stop", "model": "", "tokens": []}
+    said = {"text": "肺炎", "thinking": "hm", "finish": "stop", "model": "", "tokens": [], "cut": False}
     token = {"utf8": "6A==", "logprob": -0.5, "alternatives": []}
     assert lines == [
         {"attested": "public", "run": "quick/label", "endpoint": "e", "host": "api.example.com"},
@@ -119,6 +119,7 @@ def test_all_sends_are_read_out(path: Path) -> None:
     assert counts == {"quick": 5, "quick/label": 5, "qui": 0, "old/label": 2}
 
 
+@pytest.mark.slow
 def test_memory_is_flat(tmp_path: Path) -> None:
     async def fill(ledger: Ledger) -> None:
         for start in range(0, 3_000, 500):

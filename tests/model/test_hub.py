@@ -85,6 +85,7 @@ def pushed(folder: Path, **environment):
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 def test_a_model_is_pushed_to_a_private_repository(hub, tmp_path):
     model, here = tmp_path / "model", f"http://127.0.0.1:{hub.server_port}"
     tiny.save(tiny.qwen(), model)

@@ -103,6 +103,16 @@ def test_damaged_and_partial_weights_are_one_line(folder):
     assert "\n" not in str(caught.value)
 
 
+def test_a_folder_without_its_tokenizer_says_what_it_lacks(folder):
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"base: not a model that can be read: .*serialization file") as caught:
+        load.load(folder)
+    assert "\n" not in str(caught.value)
+    (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(UserError, match=r"base: its tokenizer knows no words; put its tokenizer.json there"):
+        load.load(folder)
+
+
 class _Trap:
     """A pickle that would leave a file behind."""
 

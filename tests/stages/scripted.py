@@ -24,8 +24,14 @@ class Scripted:
         return json.dumps({"model": "m", "endpoint": {"url": self.url, "name": "scripted", **endpoint}})
 
 
+class Server(ThreadingHTTPServer):
+    """Lets more callers wait than the five of the library's, beyond whom a busy machine turns some away."""
+
+    request_queue_size = 128
+
+
 @contextmanager
-def scripted(answer: Answer) -> Iterator[Scripted]:
+def scripted(answer: Answer, port: int = 0) -> Iterator[Scripted]:
     """The server, for as long as it is needed."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -64,7 +70,7 @@ def scripted(answer: Answer) -> Iterator[Scripted]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http = Server(("127.0.0.1", port), Handler)
     server = Scripted(f"http://127.0.0.1:{http.server_address[1]}/v1")
     thread = threading.Thread(target=http.serve_forever, daemon=True)
     thread.start()

@@ -1,8 +1,6 @@
 """What label and predict share: one file of answers, read and written without holding what is in it."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -93,6 +91,7 @@ def test_an_endpoint_with_a_name_for_each_reply_does_not_fill_the_disk(tmp_path)
     assert len(Names(tmp_path, "m").known) == 20
 
 
+@pytest.mark.slow
 def test_killed_at_any_time_it_loses_nothing(tmp_path):
     cases(60, tmp_path / "train.jsonl")
 
@@ -112,7 +111,7 @@ def test_killed_at_any_time_it_loses_nothing(tmp_path):
             with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
                 while process.poll() is None and (not path.exists() or path.read_bytes().count(b"\n") < least):
                     time.sleep(0.02)
-                os.kill(process.pid, signal.SIGKILL)
+                process.kill()
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert [p.case_id for p in api.load_predictions(path)] == [f"c{n}" for n in range(60)]

@@ -665,3 +665,39 @@ def test_the_answers_that_came_with_the_cases_are_learned(curate):
     code, _, err = curate("gold=true")
     told = "curate: no label is left to learn; no training case came with an answer: leave gold out, and label them"
     assert (code, told in err) == (1, True)
+
+
+def test_a_prompt_that_asks_for_numbers_makes_rows_that_state_them(curate):
+    put("own/train.jsonl", *(case(number) for number in range(4)))
+    put("own/validation.jsonl", case("v", "Rash since Monday.", gold=Diagnosis(diseases=("measles",))))
+    sure = {"confidence": {"cold": 0.678}}
+    put("own/predictions.jsonl", label(0, **sure), label(1), label(2, diseases=()), label(3, diseases=("flu",), **sure))
+    code, out, _ = curate("prompt=stated")
+    assert code == 0
+    assert learned() == {
+        "0#0": {"diseases": ["cold"], "confidence": [0.68], "reason": [COUGH]},
+        "2#0": {"diseases": [], "confidence": [], "reason": []},
+    }
+    assert dropped() == {("1", 0): "unstated", ("3", 0): "unstated"}
+    assert "dropped: unstated 2" in out
+    prompt = prompts.load("diagnosis", "stated", "en")
+    assert next(read_records(OUT / "rows.jsonl", Row)).messages == prompt.render(TEXT)
+    (golden,) = read_records(OUT / "validation_rows.jsonl", Row)
+    assert golden.answer == '{"diseases": ["measles"], "confidence": [1.00], "reason": []}'
+
+    # A recipe may say otherwise, for any prompt.
+    assert curate("prompt=stated", "states=false")[0] == 0
+    assert list(learned()["0#0"]) == ["diseases", "reason"]
+    assert curate("states=true")[0] == 0
+    assert list(learned()) == ["0#0", "2#0"]
+
+
+def test_labels_without_numbers_are_told(curate):
+    put("own/train.jsonl", case(0), case(1))
+    put("own/predictions.jsonl", label(0), label(1))
+    code, _, err = curate("prompt=stated")
+    assert code == 1
+    assert "no label is left to learn; the commonest reason is unstated (2 of 2 labels, by curate.states)" in err
+    assert {row["detail"] for row in lines("dropped.jsonl")} == {
+        "how sure the teacher is of cold is not known; label with logprobs: 5, or with confidence: stated"
+    }

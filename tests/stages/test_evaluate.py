@@ -356,6 +356,6 @@ def test_advice_from_elsewhere_is_graded_for_safety(command):
     code, _, err = command("run", "r.yaml")
     assert (
         code,
-        "refine: of consult there are prepare, design, label, curate, sft, predict, judge, evaluate, export yet"
+        "of consult there are prepare, design, label, curate, sft, distill, predict, judge, evaluate, export yet"
         in " ".join(err.split()),
     ) == (2, True), err

@@ -43,6 +43,7 @@ def recipe(command):
     return command
 
 
+@pytest.mark.slow
 def test_everything_leaves(recipe):
     code, out, err = recipe("run", "r.yaml")
     assert code == 0, err

@@ -15,8 +15,8 @@ from preceptor.report.card import card
 from preceptor.report.datasheet import datasheet
 from preceptor.report.facts import Asked, Facts, Judgement, Labelled, Learned, Stated
 from preceptor.report.metrics import ModelScore
-from preceptor.stages.base import write_records
-from preceptor.stages.facts import digest, facts_of
+from preceptor.stages.base import sha256, write_records
+from preceptor.stages.facts import facts_of
 from tests.report.facts import PREPARED
 
 RUN = Path("runs/flu")
@@ -63,7 +63,7 @@ def section(
     """The folder of a section that is done. What it left must lie there already."""
     folder = RUN / name
     folder.mkdir(parents=True, exist_ok=True)
-    given = {need: [{"path": str(path), "sha256": digest(path)} for path in paths] for need, paths in inputs.items()}
+    given = {need: [{"path": str(path), "sha256": sha256(path)} for path in paths] for need, paths in inputs.items()}
     config = {
         "section": name,
         "stage": name.partition("_")[0],
@@ -152,8 +152,8 @@ def found(section: str = "sft", **more: Any) -> Facts:
 
 def test_a_run_from_the_raw_file_to_the_judge(run):
     facts = found(stated=Stated(contact="Ward 3"), watermark="For research")
-    rows, test = (digest(RUN / name) for name in ("curate/rows.jsonl", "prepare/test.jsonl"))
-    raw = digest(Path("ward/a.jsonl"))
+    rows, test = (sha256(RUN / name) for name in ("curate/rows.jsonl", "prepare/test.jsonl"))
+    raw = sha256(Path("ward/a.jsonl"))
     assert facts.prepared is not None
     assert facts == Facts(
         recipe="flu",
@@ -163,10 +163,10 @@ def test_a_run_from_the_raw_file_to_the_judge(run):
         adapter=True,
         base="tiny",
         base_digest="d",
-        weights={"adapter/adapter_model.safetensors": digest(RUN / "sft/adapter/adapter_model.safetensors")},
+        weights={"adapter/adapter_model.safetensors": sha256(RUN / "sft/adapter/adapter_model.safetensors")},
         data=(
             ("curate/rows.jsonl", rows),
-            ("curate/validation_rows.jsonl", digest(RUN / "curate/validation_rows.jsonl")),
+            ("curate/validation_rows.jsonl", sha256(RUN / "curate/validation_rows.jsonl")),
             ("prepare: a.jsonl", raw),
             ("prepare/test.jsonl", test),
         ),
@@ -302,7 +302,7 @@ def test_going_on_from_an_earlier_section_tells_its_teachers_and_its_base(run):
     assert (facts.base, facts.earlier, facts.adapter) == ("tiny", ("sft",), False)
     assert [one.model for one in facts.asked] == ["big"]
     assert list(facts.weights) == ["model/model-1.safetensors"]
-    assert ("sft_more: own.jsonl", digest(own)) in facts.data
+    assert ("sft_more: own.jsonl", sha256(own)) in facts.data
     assert facts.learned.rows == 1
     assert (facts.validation, facts.name) == (None, "")
 

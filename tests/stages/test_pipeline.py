@@ -59,6 +59,7 @@ def test_from_cases_to_rows(command):
     assert "12" in told
 
 
+@pytest.mark.slow
 def test_thinking_is_learned_where_it_is_wanted(command):
     recipe = RECIPE.replace("label: {}", "label: {prompt: thinking}")
     Path("r.yaml").write_text(recipe.replace("curate: {}", "curate: {prompt: thinking, think: true}"))
@@ -168,6 +169,7 @@ def test_a_teacher_that_answers_nothing_has_not_labelled(command):
     assert not Path("runs/r/label/done.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
@@ -200,6 +202,7 @@ def test_cases_that_are_none_are_told_by_file(tmp_path):
         api.load_cases(path)
 
 
+@pytest.mark.slow
 def test_a_teacher_refines_the_metadata(command):
     """The textbook's cases come with their own specialty; the teacher's word replaces it and is marked."""
     Path("r.yaml").write_text(RECIPE.replace("label: {}", "refine: {}\nlabel: {}"))

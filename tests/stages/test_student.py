@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from preceptor import api
 from preceptor.core.records import Message, Prediction, Row
 from preceptor.stages.base import write_records
@@ -17,6 +19,7 @@ predict: {models: [base, student], max_tokens: 6}
 """
 
 
+@pytest.mark.slow
 def test_a_student_learns_and_predicts(command):
     Path("r.yaml").write_text(RECIPE)
     turn = Message(role="user", content="<record>\ncough\n</record>")

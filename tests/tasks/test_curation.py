@@ -1,6 +1,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from preceptor.core.records import Case, Consultation, Diagnosis, Failure, FailureKind, Message, Prediction
 from preceptor.tasks import diagnosis
@@ -55,6 +56,77 @@ def test_what_is_learned_of_a_diagnosis(one, rules, fault, reasons):
     found = judged(one, **rules)
     assert (found.fault and found.fault[0], found.answer.reason, found.doubts) == (fault, reasons, ())
     assert found.trimmed == (reasons != one.output.reason)
+
+
+SURE = {"pneumonia": 0.834, "cold": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("one", "fault", "said"),
+    [
+        (
+            label(confidence=SURE),
+            None,
+            '{"diseases": ["pneumonia"], "confidence": [0.83], "reason": ["' + COUGH + '"]}',
+        ),
+        (label((), ()), None, '{"diseases": [], "confidence": [], "reason": []}'),
+        (label(reason=(COUGH, LIE), confidence={"pneumonia": 0.5}), None, None),
+        (label(), "unstated", None),
+        (label(("pneumonia", "gout"), confidence=SURE), "unstated", None),
+        (label(reason=(LIE,)), "unstated", None),
+    ],
+)
+def test_how_sure_the_teacher_is_can_be_learned(one, fault, said):
+    rules = Rules(states=True)
+    found = judged(one, states=True)
+    assert (found.fault and found.fault[0]) == fault
+    if said:
+        assert written(found.label, found.answer, rules) == said
+        assert "confidence" not in written(found.label, found.answer, Rules())
+    if fault:
+        lacking = one.output.diseases[-1]
+        assert found.fault[1].startswith(f"how sure the teacher is of {lacking} is not known; label with logprobs: 5")
+        assert judged(one, reviewed=True, states=True).fault[0] == fault, "no person can tell"
+        assert (judged(one).fault or [""])[0] != fault
+
+
+def test_thinking_stands_before_what_is_stated():
+    found = judged(label(thinking="It coughs.", confidence=SURE), states=True, think=True)
+    rules = Rules(states=True, think=True)
+    assert written(found.label, found.answer, rules) == (
+        '<think>\nIt coughs.\n</think>\n\n{"diseases": ["pneumonia"], "confidence": [0.83], "reason": ["'
+        + COUGH
+        + '"]}'
+    )
+
+
+def test_a_pair_needs_both_numbers():
+    gold = case(gold=Diagnosis(diseases=("pneumonia",), reason=(COUGH,)))
+    better = label(confidence=SURE)
+    sure, unsure = (label(("cold",), sample=n + 1, confidence=c) for n, c in enumerate((SURE, {})))
+    rules = Rules(states=True, pairs=9)
+    (pair,) = paired([graded(one, gold, rules) for one in (better, sure, unsure)], gold, (), rules)
+    assert pair.id == "c#0>1"
+    assert '"confidence": [0.10]' in pair.rejected
+    assert (
+        len(paired([graded(one, gold, Rules(pairs=9)) for one in (better, sure, unsure)], gold, (), Rules(pairs=9)))
+        == 2
+    )
+
+
+def test_numbers_of_the_same_answer_make_no_other_answer():
+    rules = Rules(states=True, samples="all")
+    twice = [
+        judged(label(sample=n, confidence={"pneumonia": share}), states=True) for n, share in enumerate((0.5, 0.9))
+    ]
+    choice = choose(twice, rules)
+    assert (len(choice.learned), [one.reason for one in choice.dropped]) == (1, ["repeated"])
+
+
+@pytest.mark.parametrize("more", [{"part": "diseases"}, {"task": "consult"}])
+def test_only_a_whole_diagnosis_states_numbers(more):
+    with pytest.raises(ValidationError, match="states: only a whole diagnosis states its confidence"):
+        Rules(states=True, **more)
 
 
 def test_gold_does_not_make_a_reason_stand():

@@ -9,13 +9,24 @@ from hypothesis import strategies as st
 from preceptor.clinical.names import Entry, Namer
 from preceptor.clinical.textbook.book import load
 from preceptor.core.records import Case, Diagnosis, Polarity, Reply, Token
-from preceptor.tasks.diagnosis import Outcome, canonical, chain_probability, grade, ground, parse
+from preceptor.tasks.diagnosis import Outcome, canonical, chain_probability, fields, grade, ground, parse
 
 names = st.lists(st.sampled_from(sorted(d.zh for d in load().diseases.values())), max_size=4, unique=True)
 reasons = st.lists(
     st.text(alphabet="发热咳嗽3天，\"'{}\\", min_size=1, max_size=12).map(lambda r: "痛" + r + "痛"),
     max_size=3,
 )
+
+
+def test_what_is_stated_stands_between_the_lists_and_weighs_as_the_diseases() -> None:
+    answer = canonical(Diagnosis(diseases=("Gout", "Flu"), reason=("toe",)), {"Flu": 0.1049, "Gout": 0.831, "Croup": 1})
+    assert answer == '{"diseases": ["Gout", "Flu"], "confidence": [0.83, 0.10], "reason": ["toe"]}'
+    assert [(name, answer[start:end]) for name, start, end in fields(answer)] == [
+        ("diseases", '["Gout", "Flu"]'),
+        ("diseases", "[0.83, 0.10]"),
+        ("evidence", '["toe"]'),
+    ]
+    assert canonical(Diagnosis(), {}) == '{"diseases": [], "confidence": [], "reason": []}'
 
 
 @given(names, reasons)
@@ -217,6 +228,22 @@ def test_chain_probability_runs_to_the_closing_quote() -> None:
     )
     found = chain_probability(reply, Diagnosis(diseases=("肺炎", "哮喘", "肺结核")))
     assert found == pytest.approx({"肺炎": 0.9 * 0.8 * 0.7 * 0.6, "哮喘": 0.5 * 0.4})
+
+
+def test_a_name_is_closed_by_any_token_that_begins_with_the_quote() -> None:
+    """Whether the list ends there too is another question; what goes on with the name is another name."""
+    last = Token(
+        utf8=b'a"], "',
+        logprob=math.log(0.4),
+        alternatives=((b'a"], "', math.log(0.4)), (b'a", "', math.log(0.3)), (b"al", math.log(0.2)), (b'a"', -3.0)),
+    )
+    head = Token(utf8=b'{"diseases": ["Influenz', logprob=math.log(0.5))
+    reply = Reply(text='{"diseases": ["Influenza"], "', tokens=(head, last))
+    found = chain_probability(reply, Diagnosis(diseases=("Influenza",)))
+    assert found == pytest.approx({"Influenza": 0.5 * (0.4 + 0.3 + math.exp(-3.0))})
+    plain = Token(utf8=b"a", logprob=math.log(0.6), alternatives=((b"a", math.log(0.6)), (b"al", math.log(0.3))))
+    bare = Reply(text="Influenza", tokens=(head.model_copy(update={"utf8": b"Influenz"}), plain))
+    assert chain_probability(bare, Diagnosis(diseases=("Influenza",))) == pytest.approx({"Influenza": 0.5 * 0.6})
 
 
 def test_chain_probability_of_other_forms() -> None:

@@ -171,12 +171,12 @@ def test_what_is_asked_of_the_reasons_stands_in_the_system_turn(name, language, 
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_every_prompt_says_what_it_asks(task, language) -> None:
     acts = {}
-    for name in ("zero_shot", "two_stage", *(["brief", "thinking"] if task == "diagnosis" else [])):
+    for name in ("zero_shot", "two_stage", *(["brief", "thinking", "stated"] if task == "diagnosis" else [])):
         prompt = prompts.load(task, name, language)
         messages = prompt.render("the record")
         assert prompts.record_in(messages) == "the record"
         acts[name] = [prompts.act_in(messages), *(prompts.act_in(stage) for stage in prompt.stages[1:])]
-    own = {"brief": ["diagnosis"], "thinking": ["thinking"], "zero_shot": ["diagnosis"]}
+    own = {"brief": ["diagnosis"], "thinking": ["thinking"], "zero_shot": ["diagnosis"], "stated": ["stated"]}
     two = ["diseases", "evidence"] if task == "diagnosis" else ["analysis", "advice"]
     assert acts == {**(own if task == "diagnosis" else {"zero_shot": ["consult"]}), "two_stage": two}
 

@@ -11,12 +11,13 @@ from preceptor.core.records import (
     Failure,
     FailureKind,
     Message,
+    Reply,
     Sampling,
     Token,
     UnansweredError,
     Usage,
 )
-from preceptor.tasks import prompts
+from preceptor.tasks import diagnosis, prompts
 from preceptor.tasks.examples import Examples
 from preceptor.tasks.strategies import (
     SCHEMAS,
@@ -69,11 +70,19 @@ def test_zero_shot_asks_once():
     assert made.prompt_sha == prompts.prompt_sha(request.messages)
 
 
+@pytest.mark.parametrize(("text", "closed"), [(FLU, True), (FLU + "\n\nThe patient", False)])
+def test_json_that_was_closed_for_want_of_tokens_is_marked(text, closed):
+    """A name may be cut in it; one who went on talking after whole JSON was merely cut."""
+    made, _ = drive(zero_shot(case(), asking()), [Reply(text=text, finish="length", usage=USAGE, key="k0")])
+    assert (bare(made.output), made.repaired, made.failure) == (GOOD, closed, None)
+
+
 @pytest.mark.parametrize(
     ("prompt", "task", "act", "wanted"),
     [
         ("zero_shot", "diagnosis", "diagnosis", {"diseases", "reason"}),
         ("brief", "diagnosis", "diagnosis", {"diseases", "reason"}),
+        ("stated", "diagnosis", "stated", {"diseases", "confidence", "reason"}),
         ("thinking", "diagnosis", "thinking", set()),
         ("zero_shot", "consult", "consult", set()),
     ],
@@ -85,8 +94,8 @@ def test_a_schema_goes_along_where_the_whole_reply_is_json(prompt, task, act, wa
     schema = json.loads(request.json_schema or "{}")
     assert set(schema.get("properties", {})) == set(schema.get("required", ())) == wanted
     assert schema.get("additionalProperties", False) is False
-    for answer in ({"diseases": ["flu"], "reason": []},) if wanted else ():
-        assert answer.keys() == schema["properties"].keys()
+    written = diagnosis.canonical(GOOD, {"influenza": 0.5} if "confidence" in wanted else None)
+    assert list(schema.get("properties", {})) == (list(json.loads(written)) if wanted else [])
 
 
 def test_log_probabilities_are_asked_for_and_make_the_confidence():
@@ -97,6 +106,13 @@ def test_log_probabilities_are_asked_for_and_make_the_confidence():
     made, (request,) = drive(zero_shot(case(), asking(logprobs=5)), [reply(text, tokens=tokens)])
     assert (request.logprobs, made.confidence) == (5, {"influenza": pytest.approx(0.36788, abs=1e-5)})
     assert next(zero_shot(case(), asking())).logprobs is None
+
+
+def test_tokens_that_are_ids_make_no_confidence():
+    """Whatever a disease is called: no name is looked for in the ids' own letters."""
+    tokens = tuple(Token(utf8=b"token_id:%d" % number, logprob=-0.5) for number in (1, 2))
+    made, _ = drive(zero_shot(case(), asking(logprobs=5)), [reply('{"diseases": ["token"]}', tokens=tokens)])
+    assert (made.output.diseases, made.confidence) == (("token",), {})
 
 
 # --- one corrective turn ---------------------------------------------------------------------------------------------
@@ -139,6 +155,18 @@ PROSE = "The patient should rest and drink. It might be anything, we would need 
             [reply(CUT, finish="length")],
             "truncated",
             "the reply ends before its JSON does: it has all of max_tokens=64; raise that",
+            False,
+        ),
+        (
+            [reply("", finish="length", usage=Usage())],
+            "truncated",
+            "the reply is empty: its prompt leaves no room in the model's context; shorten it, or show fewer examples",
+            False,
+        ),
+        (
+            [reply("", finish="length", thinking="hm", usage=Usage())],
+            "truncated",
+            "the reply is empty: it has all of max_tokens=64; raise that",
             False,
         ),
         # The model itself left off: that can be told.

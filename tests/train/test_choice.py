@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from preceptor.core.records import Request
 from preceptor.model import load
 from preceptor.model.generate import generate
 from preceptor.train.config import SftConfig
-from preceptor.train.sft import On, train
+from preceptor.train.fit import On
+from preceptor.train.sft import train
 from tests.model import tiny
 
 ROWS = [tiny.row(number) for number in range(12)]
@@ -61,6 +63,7 @@ def test_without_validation_the_last_is_written_and_all_may_be_kept(base, tmp_pa
     assert all(torch.equal(value, last[key]) for key, value in weights(tmp_path / "adapter").items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [LORA, FULL])
 def test_any_checkpoint_answers(base, tmp_path, config):
     """It has all that a model's folder has."""
@@ -69,6 +72,7 @@ def test_any_checkpoint_answers(base, tmp_path, config):
     assert reply.usage.completion_tokens
 
 
+@pytest.mark.slow
 def test_the_grader_sees_what_the_model_answers(base, tmp_path):
     """Greedily, with room for twice the longest answer, and in the rows' order; training goes on undisturbed."""
     seen = []
@@ -87,6 +91,7 @@ def test_the_grader_sees_what_the_model_answers(base, tmp_path):
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 def test_patience_ends_a_run_and_a_kill_after_that_changes_nothing(base, tmp_path):
     """The best at step 2, and two that are no better."""
     config = LORA.model_copy(update={"patience": 2})
@@ -201,3 +206,20 @@ def test_memory_that_runs_out_is_one_line(base, tmp_path):
     with pytest.raises(WorkError, match="out of memory: lower batch_size") as caught:
         train(base, ROWS, tmp_path, LORA, (ROWS[:1], grade))
     assert "\n" not in str(caught.value)
+
+
+def test_grading_is_no_training_time(base, tmp_path, monkeypatch):
+    """An hour of grading at each checkpoint slows no training step, by what is told."""
+    real, hours = time.perf_counter, []
+    monkeypatch.setattr("time.perf_counter", lambda: real() + 3600 * len(hours))
+
+    def grade(row, reply):
+        hours.append(row)
+        return 0.5
+
+    metrics = train(base, ROWS, tmp_path, LORA, (ROWS[:1], grade))
+    assert len(hours) == metrics["steps"] == 6
+    assert metrics["seconds"] > 6 * 3600
+    assert metrics["tokens_per_second"] > metrics["tokens"] / 3600
+    told = [line["tokens_per_second"] for line in lines(tmp_path) if "loss" in line]
+    assert min(told) > metrics["tokens"] / 3600

@@ -21,7 +21,8 @@ KILLED = """
 import os, signal, sys, torch
 from pathlib import Path
 torch.set_num_threads(1)
-from preceptor.train.sft import On, train
+from preceptor.train.fit import On
+from preceptor.train.sft import train
 from tests.train.test_kill import CONFIG, ROWS
 def kill(step, total, values):
     if step == 5:

@@ -9,13 +9,14 @@ import torch
 from safetensors.torch import load_file
 
 from preceptor.train.config import SftConfig
-from preceptor.train.sft import On, train
+from preceptor.train.fit import On
+from preceptor.train.sft import train
 from tests.model import tiny
 
 ROWS = [tiny.row(number) for number in range(12)]
 LORA = SftConfig(batch_size=4, epochs=2, lr=1e-3, dropout=0.1, rank=2, checkpoint_steps=1)
 FULL = LORA.model_copy(update={"method": "full", "dropout": 0.0, "embedding_lr": 5e-3})
-PACKED = FULL.model_copy(update={"packing": True, "batch_size": 5})
+PACKED = FULL.model_copy(update={"packing": True, "batch_size": 5, "dropout": 0.2})
 QLORA = LORA.model_copy(update={"method": "qlora", "optimizer": "adamw_8bit", "gradient_checkpointing": True})
 ACCUMULATED = LORA.model_copy(update={"batch_size": 2, "accumulation": 4, "epochs": 3})
 
@@ -79,3 +80,20 @@ def test_resumed_is_exactly_unbroken(base, unbroken, tmp_path, config, at):
     assert steps[-1] >= 5
     assert same(unbroken(config), tmp_path / "broken")
     assert curve(tmp_path / "broken") == curve(unbroken(config))
+
+
+def test_a_kill_before_the_first_checkpoint_is_told(base, unbroken, tmp_path):
+    """Nothing to go on from: it says so, and begins at the beginning."""
+    config = LORA.model_copy(update={"checkpoint_steps": 100})
+
+    def stop(step, total, values):
+        if step == 2:
+            raise _KillError
+
+    with pytest.raises(_KillError):
+        train(base, ROWS, tmp_path, config, on=On(stop))
+    steps, said = [], []
+    train(base, ROWS, tmp_path, config, on=On(lambda step, total, values: steps.append(step), note=said.append))
+    assert steps[0] == 1
+    assert said == ["no checkpoint was reached before (they are 100 steps apart): from the beginning"]
+    assert same(unbroken(LORA), tmp_path)

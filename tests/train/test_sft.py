@@ -12,9 +12,11 @@ from preceptor.core.errors import UserError, WorkError
 from preceptor.core.records import Request, Sampling
 from preceptor.model import load
 from preceptor.model.generate import generate
-from preceptor.train import sft, trainer
+from preceptor.train import sft, student, trainer
 from preceptor.train.config import SftConfig
-from preceptor.train.sft import On, train
+from preceptor.train.dropout import residual_dropout
+from preceptor.train.fit import On
+from preceptor.train.sft import train
 from tests.model import tiny
 
 ROWS = [tiny.row(number) for number in range(12)]
@@ -60,9 +62,9 @@ def test_training_lowers_the_loss_and_leaves_a_model(base, tmp_path, config):
 
 @pytest.mark.slow
 def test_activations_computed_twice_change_nothing(base, tmp_path):
-    """The same losses, with or without."""
-    losses = []
-    for name, config in (("once", FULL), ("twice", FULL.model_copy(update={"gradient_checkpointing": True}))):
+    """The same losses, with or without: what was left out the first time is left out the second."""
+    losses, dropping = [], FULL.model_copy(update={"dropout": 0.2})
+    for name, config in (("once", dropping), ("twice", dropping.model_copy(update={"gradient_checkpointing": True}))):
         train(base, ROWS, tmp_path / name, config)
         losses.append([json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").open()])
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
@@ -71,7 +73,7 @@ def test_activations_computed_twice_change_nothing(base, tmp_path):
 def test_a_base_in_four_bits_learns_an_adapter_for_the_whole_one(base, tmp_path):
     """Its linear layers are half-bytes; the adapter names the base as it is on disk, and goes on there."""
     config = LORA.model_copy(update={"method": "qlora"})
-    under = sft._student(base, base, load.load_tokenizer(base), config, torch.float32).get_base_model()
+    under = student.build(base, base, load.load_tokenizer(base), config, torch.float32).get_base_model()
     layer = under.model.layers[0].mlp.up_proj.base_layer
     assert (layer.weight.dtype, layer.weight.numel()) == (torch.uint8, 32 * 48 // 2)
     assert under.get_output_embeddings().weight.dtype == torch.float32
@@ -94,6 +96,7 @@ def test_what_cannot_be_had_here_is_said_first(base, tmp_path, update, line):
         train(base, ROWS, tmp_path, LORA.model_copy(update=update))
 
 
+@pytest.mark.slow
 def test_a_tracker_that_is_asked_for_is_told_numbers_and_no_text(base, tmp_path):
     train(base, ROWS, tmp_path, LORA.model_copy(update={"report_to": ("tensorboard",)}))
     (events,) = (tmp_path / "tensorboard").glob("events.out.*")
@@ -108,7 +111,7 @@ def test_methods_have_their_own_defaults():
     """As the founding documents train."""
     lora, full = SftConfig(), SftConfig(method="full")
     assert (lora.rank, lora.alpha, lora.dropout, lora.lr, lora.epochs, lora.accumulation) == (64, 128, 0.1, 2e-4, 3, 1)
-    assert (full.lr, full.epochs, full.accumulation) == (5e-6, 1, 8)
+    assert (full.lr, full.epochs, full.accumulation, full.dropout) == (5e-6, 1, 8, 0)
     assert SftConfig(method="full", lr=1e-3).lr == 1e-3
 
 
@@ -139,6 +142,7 @@ def test_adapter_names_its_base_as_it_was_called(base, tmp_path, monkeypatch):
     assert config["base_model_name_or_path"] == "mini"
 
 
+@pytest.mark.slow
 def test_an_adapter_goes_on_learning(base, tmp_path):
     """A second round starts from the first one's adapter, over the same base."""
     train(base, ROWS, tmp_path / "one", LORA)
@@ -186,6 +190,25 @@ def test_a_loss_that_is_no_number_stops_the_work(tmp_path):
         train(folder, ROWS, tmp_path / "out", FULL)
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / "out").glob("checkpoints/*"))
+
+
+def test_of_all_weights_dropout_is_of_what_the_layers_add(base, tmp_path):
+    model = tiny.qwen().eval()
+    half = model.model.layers[1].mlp.down_proj
+    given = torch.randn(500, half.in_features)
+    whole = half(given).detach()
+    residual_dropout(model, 0.3)
+    assert torch.equal(half(given), whole)
+    model.train()
+    found = half(given)
+    kept = found != 0
+    assert torch.allclose(found, whole * kept / 0.7)
+    assert 0.27 < 1 - kept.float().mean() < 0.33
+    dropping = FULL.model_copy(update={"dropout": 0.5})
+    lost = [train(base, ROWS, tmp_path / str(n), one)["loss"] for n, one in enumerate((FULL, FULL, dropping))]
+    assert lost[0] == lost[1] != lost[2]
+    with pytest.raises(UserError, match="dropout: the layers of a gpt2 are built otherwise; leave it out"):
+        residual_dropout(AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", n_layer=1, n_embd=24)), 0.1)
 
 
 def test_models_that_change_their_logits_are_refused():

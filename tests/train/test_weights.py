@@ -77,6 +77,7 @@ def test_the_loss_is_the_weighted_mean(packing):
     assert model(**batch).item() == pytest.approx(total / weighed, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_step_over_accumulated_batches_is_the_step_over_the_whole(tmp_path):
     """The divisor is what all of a step's batches weigh."""
     base = tiny.save(tiny.qwen(), tmp_path / "base")

@@ -126,6 +126,15 @@ class Exact:
                 lines.append(sign + self.book.findings[mention.subject].words(language).name)
         return "\n".join(line for line in lines if line)
 
+    def ask(self, text: str, language: Language) -> str:
+        """The name of the finding about which to ask first, to learn most of the diseases; see `World.worth_asking`.
+
+        Empty where nothing in the record has a place in the textbook: then it says nothing of what is missing.
+        """
+        reading = self.reader.read(text)
+        worth = self.world.worth_asking(reading) if reading.mentions else {}
+        return next((self.book.findings[finding].words(language).name for finding in worth), "")
+
     def metadata(self, text: str) -> dict[str, str | int]:
         """What kind of case the record is, by its likeliest disease."""
         reading = self.reader.read(text)

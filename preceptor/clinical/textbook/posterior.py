@@ -130,22 +130,62 @@ class World:
 
     def posterior(self, reading: Reading) -> Posterior:
         """P(hypothesis | what the record says)."""
+        weights = self._told(reading).sum(1) * self.prior(reading.sex, reading.age)
+        return self.believed(weights / weights.sum())
+
+    def _told(self, reading: Reading) -> Floats:
+        """P(what the record says, groups | hypothesis) up to a factor, shape (hypotheses, groups)."""
         terms = self._terms[reading.style]
+        affirmed, negated, blurs = self._subjects(reading)
+        log = terms.nothing
+        for rows, term in ((affirmed, terms.said), (negated, terms.denied)):
+            log = log + (term[rows] - terms.silent[rows]).sum(0)
+        for rows in blurs:
+            either, silence = terms.silent_or_blurred[rows].sum(0), terms.silent[rows].sum(0)
+            log = log + np.log1p(-np.exp(silence - either)) + either - silence
+        log = log.reshape(self.group_given.shape) + self._log_group_given
+        told: Floats = np.exp(log - log.max())
+        return told
+
+    def _subjects(self, reading: Reading) -> tuple[list[int], list[int], list[list[int]]]:
+        """The findings that a record affirms, those that it denies, and for each blur those that it may stand for.
+
+        They are in order, for a sum's last digits follow it.
+        """
         affirmed = {m.subject for m in reading.mentions if m.form in ("clear", "lay")}
         negated = {m.subject for m in reading.mentions if m.form == "negated"} - affirmed
-        log = terms.nothing
-        for subjects, term in ((affirmed, terms.said), (negated, terms.denied)):
-            rows = sorted(self.index[subject] for subject in subjects)  # a sum's last digits follow its order
-            log = log + (term[rows] - terms.silent[rows]).sum(0)
-        for blur in sorted({m.subject for m in reading.mentions if m.form == "blurred"}):
-            members = set(self.book.world.blurs[blur].findings) - affirmed - negated
-            rows = sorted(self.index[member] for member in members)
-            if rows:
-                either, silence = terms.silent_or_blurred[rows].sum(0), terms.silent[rows].sum(0)
-                log = log + np.log1p(-np.exp(silence - either)) + either - silence
-        log = log.reshape(self.group_given.shape) + self._log_group_given
-        weights = np.exp(log - log.max()).sum(1) * self.prior(reading.sex, reading.age)
-        return self.believed(weights / weights.sum())
+        blurs = sorted({m.subject for m in reading.mentions if m.form == "blurred"})
+        members = (set(self.book.world.blurs[blur].findings) - affirmed - negated for blur in blurs)
+        rows = [sorted(self.index[subject] for subject in subjects) for subjects in (affirmed, negated, *members)]
+        return rows[0], rows[1], list(filter(None, rows[2:]))
+
+    def worth_asking(self, reading: Reading) -> dict[str, float]:
+        """How much one would learn of the diseases by asking whether a finding is there, in nats, the most first.
+
+        It is the mutual information of hypothesis and finding given the record, for each finding that the record
+        neither affirms nor denies. That it is silent about one, or blurs it with others, counts already.
+        """
+        terms, writing = self._terms[reading.style], self.book.world.styles[reading.style]
+        affirmed, negated, blurs = self._subjects(reading)
+        present = self.present.reshape(len(self.findings), -1)
+        unsaid = present * (1 - writing.present)
+        there = unsaid / np.exp(terms.silent)  # P(present | silent, hypothesis, groups)
+        for rows in blurs:
+            either, silence = (np.exp(term[rows]) for term in (terms.silent_or_blurred, terms.silent))
+            said = either - silence  # by the blur; to it, or to silence, the others add up
+            alone = unsaid[rows] + said
+            others = [(np.delete(either, i, 0).prod(0), np.delete(silence, i, 0).prod(0)) for i in range(len(rows))]
+            both = [alone[i] * e - unsaid[rows[i]] * s for i, (e, s) in enumerate(others)]
+            there[rows] = np.stack(both) / (either.prod(0) - silence.prod(0))
+        joint = self._told(reading) * self.prior(reading.sex, reading.age)[:, None]
+        joint = joint / joint.sum()
+        asked = [i for i in range(len(self.findings)) if i not in {*affirmed, *negated}]
+        yes = (there[asked].reshape(len(asked), *joint.shape) * joint).sum(-1)
+        no = np.maximum(joint.sum(-1) - yes, 0)
+        answers = np.stack([yes.sum(-1), no.sum(-1)], axis=-1)
+        learned = _entropy(joint.sum(-1)) + _entropy(answers) - _entropy(yes) - _entropy(no)
+        order = np.argsort(-learned, kind="stable").tolist()
+        return {self.findings[asked[place]]: float(learned[place]) for place in order}
 
     def believed(self, probabilities: Floats) -> Posterior:
         """Probabilities of the hypotheses, with what they say of each disease."""
@@ -173,3 +213,9 @@ class World:
         overall = (self.present * self.group_given).sum(-1) @ self.prior(None, None)
         ratio: Floats = np.log(given) - np.log(overall)
         return ratio
+
+
+def _entropy(p: Floats) -> Floats:
+    """-Σ p log p over the last axis; p need not sum to 1."""
+    found: Floats = -(p * np.log(np.where(p > 0, p, 1.0))).sum(-1)
+    return found

@@ -1,0 +1,1 @@
+"""`make results`: what a student gains from its teacher's probabilities, told in docs/results.md."""
