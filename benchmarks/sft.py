@@ -5,8 +5,8 @@ makes one pass over all weights with the same tokens, batch size, precision, opt
 trainer that `trl sft` drives, with loss on the answer and no gradient checkpointing. On a CPU, and not on a GPU, it
 meets the prompt and the padding with the head too: budgets hold against TRL with answers alone, as on a GPU, and the
 other is told beside it. The first document's is the library's plain trainer at batch 1, sixteen batches a step, with
-loss on the prompt too (its gradient checkpointing is left out, in its favour). Then rows of mixed length, where an
-unsorted batch is mostly padding.
+loss on the prompt too (its gradient checkpointing is left out, in its favour). Ours is told beside itself without the
+pass that a batch's rows share for their prompt. Then rows of mixed length, where an unsorted batch is mostly padding.
 
 On a CPU the time is the processor's, of one thread: what else runs on the machine hardly changes it, while two threads
 would wait for one another. The ways take turns and each ratio is of one turn; the median is told, and the range.
@@ -57,7 +57,7 @@ CHARACTERS, SPREAD, MOST = 300, 1.0, 3_000
 """Of records of mixed length: lognormal, with this median and deviation of the logarithm, none longer than the most."""
 HOW = SftConfig(method="full", lr=1e-4, epochs=1, batch_size=16, accumulation=1)
 ALONE, PACKED = 0.95, 2.0
-TRL, STOCK, FIRST = "TRL", "TRL as it is on a CPU", "the first document's"
+TRL, STOCK, FIRST, ALL = "TRL", "TRL as it is on a CPU", "the first document's", "ours without"
 
 Way = Callable[[Path, Sequence[Row], Path], int]
 """Trains the model of a folder on rows, with a folder to write to; the tokens that it trained on."""
@@ -123,12 +123,17 @@ def _examples(model: Path, rows: Iterable[Row]) -> list[tokens.Example]:
     return [tokens.example(tokenizer, row, HOW.max_length) for row in rows]
 
 
-def _ours(*, packing: bool) -> Way:
+def _ours(*, packing: bool = False) -> Way:
     def run(model: Path, rows: Sequence[Row], out: Path) -> int:
         metrics = train(model, rows, out, HOW.model_copy(update={"packing": packing}))
         return round(metrics["tokens"])
 
     return run
+
+
+def _row_by_row(model: Path, rows: Sequence[Row], out: Path) -> int:
+    with patch("preceptor.train.beginning.works", lambda _model: False):
+        return _ours()(model, rows, out)
 
 
 def _trls(model: Path, rows: Sequence[Row], out: Path) -> int:
@@ -223,11 +228,11 @@ def measure() -> dict[str, dict[str, Any]]:
     datasets.disable_progress_bars()
     logging.disable_progress_bar()
     theirs: dict[str, Way] = {TRL: _trls_answers, FIRST: _first_documents}
-    ours, packed = _ours(packing=False), _ours(packing=True)
+    ours, packed = _ours(), _ours(packing=True)
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder)
         _model(model)
-        alike = _speeds(model, _rows(mixed=False), {**theirs, STOCK: _trls, "ours": ours})
+        alike = _speeds(model, _rows(mixed=False), {**theirs, STOCK: _trls, ALL: _row_by_row, "ours": ours})
         mixed = _speeds(model, _rows(mixed=True), {**theirs, "packed": packed, "sorted": ours})
     DEFAULT_CALLBACKS.remove(_Clock)
     torch.set_num_threads(threads)
@@ -236,6 +241,7 @@ def measure() -> dict[str, dict[str, Any]]:
         "sft": _row(alike, "ours", TRL, ALONE),
         "sft, TRL on a CPU": _row(alike, "ours", STOCK, None),
         "sft, first document": _row(alike, "ours", FIRST, None),
+        "sft, the prompt once for a batch": _row(alike, "ours", ALL, None),
         "sft packing, mixed lengths": _row(mixed, "packed", TRL, PACKED),
         "sft packing, mixed lengths, first document": _row(mixed, "packed", FIRST, None),
         "sft no packing, mixed lengths": _row(mixed, "sorted", TRL, None),

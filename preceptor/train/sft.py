@@ -11,7 +11,7 @@ from preceptor.core.errors import UserError, WorkError
 from preceptor.core.records import Row
 from preceptor.model import load, tokens
 from preceptor.model.resolve import resolve
-from preceptor.train import student, world
+from preceptor.train import beginning, student, world
 from preceptor.train.batches import Teaching, collate, pack
 from preceptor.train.batches import rows as unpacked
 from preceptor.train.config import Mix, SftConfig
@@ -59,7 +59,10 @@ def train(
         language_model = student.inner(model)
         if config.packing and not world.sharding():
             check_packing(language_model)
-        learns(language_model, teaching.mix if teaching else Mix())
+        # Where weights are shared among devices, or activations computed twice, a layer is called once a step.
+        once = config.compile or config.gradient_checkpointing or config.packing or world.sharding()
+        share = not once and beginning.works(language_model.base_model)
+        learns(language_model, teaching.mix if teaching else Mix(), share=share)
         if config.method == "full" and config.dropout:
             residual_dropout(language_model, config.dropout)
         if config.compile:

@@ -23,7 +23,7 @@ from preceptor.core.errors import UserError, WorkError
 from preceptor.core.records import Reply, Request, Row, Sampling
 from preceptor.model.generate import generate
 from preceptor.model.load import Loaded
-from preceptor.train import checkpoints, world
+from preceptor.train import beginning, checkpoints, world
 from preceptor.train.batches import Batches, Loader, Packed, Teaching
 from preceptor.train.config import Mix, SftConfig
 from preceptor.train.loss import Soft, chunked_cross_entropy
@@ -259,11 +259,11 @@ def grades(state: Any) -> dict[int, float]:
     return {entry["step"]: entry[GRADE] for entry in state.log_history if GRADE in entry}
 
 
-def learns(model: PreTrainedModel, mix: Mix = Mix()) -> None:
+def learns(model: PreTrainedModel, mix: Mix = Mix(), *, share: bool = False) -> None:
     """Make the model's forward give the training loss, without logits, where labels come; else it is as before.
 
-    With `soft`, of the labels, it is the mixture `mix`. It happens
-    inside the model's own call and the head's: devices that share weights gather them there.
+    With `soft`, of the labels, it is the mixture `mix`; with `share`, rows' common beginning is computed once. It
+    happens inside the model's own call and the head's: devices that share weights gather them there.
 
     Raises:
         UserError: the model does something to its logits that our loss doesn't know.
@@ -285,8 +285,14 @@ def learns(model: PreTrainedModel, mix: Mix = Mix()) -> None:
         """Training gives no mask, ever."""
         if labels is None:
             return plain(input_ids=input_ids, position_ids=position_ids, **kwargs)
-        states = self.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
-        return head(states, labels, divisor, weights, Soft(*soft) if soft else None)
+        if position_ids is not None:  # packed
+            states = self.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
+            return head(states, labels, divisor, weights, Soft(*soft) if soft else None)
+        shared = beginning.common(input_ids, labels) if share else 0
+        states = beginning.states(self.base_model, input_ids, shared)
+        weights = None if weights is None else weights[:, shared:]
+        believed = Soft(*(part[:, shared:] for part in soft)) if soft else None
+        return head(states, labels[:, shared:], divisor, weights, believed)
 
     def learn(
         self: torch.nn.Linear,
@@ -315,7 +321,7 @@ def _check_head(model: PreTrainedModel) -> None:
     with _whole(head.weight), torch.inference_mode():
         states = torch.randn(1, 8, head.weight.shape[1], generator=torch.Generator().manual_seed(0)).to(head.weight)
         states = states * (_HIGH / (states @ head.weight.T).abs().max())  # where a cap would be felt
-        plain, base.forward = base.forward, lambda *_, **__: BaseModelOutputWithPast(last_hidden_state=states)
+        plain, base.forward = base.forward, lambda *_, **__: _Told(last_hidden_state=states)
         try:
             logits = model(input_ids=torch.zeros(1, 8, dtype=torch.long, device=states.device)).logits
         finally:
@@ -323,6 +329,14 @@ def _check_head(model: PreTrainedModel) -> None:
         ours = states @ head.weight.T
     if not torch.allclose(logits.float(), ours.float(), atol=0.05, rtol=0.05, equal_nan=True):
         raise UserError(f"{model.config.model_type}: a model that changes its logits after the head can't be trained")
+
+
+class _Told(BaseModelOutputWithPast):  # type: ignore[misc]  # its types aren't read
+    """What a model tells, with None for whatever else this one would (experts' routers, images)."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
 
 
 def check_packing(model: PreTrainedModel) -> None:

@@ -221,6 +221,20 @@ def test_models_that_change_their_logits_are_refused():
         trainer._check_head(model)
 
 
+@pytest.mark.parametrize("kind", ["qwen3_moe", "mixtral", "gpt2"])
+def test_a_model_that_tells_more_than_states_learns(kind):
+    """Experts tell of their routers, others of images; the head is asked without."""
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 400}
+    experts = {"intermediate_size": 48, "moe_intermediate_size": 48, "num_local_experts": 4, "num_experts_per_tok": 2}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **small, **experts))
+    trainer.learns(model)
+    ids = torch.arange(24).reshape(2, 12)
+    logits = model(ids).logits[:, :-1]
+    wanted = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+    torch.testing.assert_close(model(input_ids=ids, labels=ids), wanted, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.slow
 def test_a_model_in_which_packed_rows_meet_is_not_packed(tmp_path):
     """Its convolutions look back over the border; unpacked it learns."""
