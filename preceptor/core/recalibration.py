@@ -113,6 +113,8 @@ class Recalibrated(Record):
     """What became of a teacher's beliefs."""
 
     teacher: str
+    k: int
+    """Tokens that were known of a position; of more or fewer the constant is another."""
     chosen: Recalibration
     """The way that is to be applied."""
     n: int
@@ -122,7 +124,7 @@ class Recalibrated(Record):
     methods: dict[Method, Fitted]
 
 
-def recalibrated(seen: Sequence[Observation], chosen: Method, teacher: str, seed: int = 0) -> Recalibrated:
+def recalibrated(seen: Sequence[Observation], chosen: Method, teacher: str, k: int, seed: int = 0) -> Recalibrated:
     """All three ways, each cross-validated by case, and the one that was chosen."""
     groups = list(dict.fromkeys(one.group for one in seen))
     fold = dict(zip(groups, (np.random.default_rng(seed).permutation(len(groups)) % FOLDS).tolist(), strict=True))
@@ -137,6 +139,7 @@ def recalibrated(seen: Sequence[Observation], chosen: Method, teacher: str, seed
         methods[method] = Fitted(value=fit(seen, method).value, after=whole.figures(believed))
     return Recalibrated(
         teacher=teacher,
+        k=k,
         chosen=Recalibration(method=chosen, value=methods[chosen].value),
         n=len(seen),
         cases=len(groups),

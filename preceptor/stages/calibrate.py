@@ -122,7 +122,7 @@ def run(config: Config, context: Context) -> Mapping[str, Any]:
     held_out = [case for path in context.inputs["cases"] for case in read_records(path, Case)]
     known = [case for case in held_out if isinstance(case.gold, Diagnosis)]
     if not known:
-        return _skip(context, f"none of {len(held_out)} validation cases has gold; `review` gets gold from people")
+        return _skip(context, f"none of {len(held_out)} validation cases has gold; give cases with gold to prepare")
     write_records(context.folder / CASES, known)
     answers = Answers.begun(config, context, Cases((context.folder / CASES,), config.limit))
     asking = _asking(config, context)
@@ -175,9 +175,8 @@ def _of_a_teacher(config: Config, context: Context, _: Asking, said: Sequence[An
     if decided < recalibrating.DECIDED:
         few = f"{decided} of {len(said)} answers tell how sure the teacher was, of {recalibrating.DECIDED} due"
         return _skip(context, f"{few}; raise `limit`, give more cases with gold, or mend what failed")
-    found = recalibrated(
-        seen, config.recalibrate, f"{config.teacher.model} at {config.teacher.endpoint[0].name}", config.seed
-    )
+    teacher = f"{config.teacher.model} at {config.teacher.endpoint[0].name}"
+    found = recalibrated(seen, config.recalibrate, teacher, config.logprobs, config.seed)
     recalibrating.write(context.folder / RECALIBRATION, found)
     for line in recalibrating.told(found, len(said)):
         context.say(f"{context.section}: {line}")

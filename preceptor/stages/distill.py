@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
+from preceptor.core.errors import UserError
 from preceptor.core.recalibration import Recalibration
 from preceptor.core.records import Row
 from preceptor.stages import beliefs, recalibrating
@@ -49,6 +50,12 @@ class Config(TrainingConfig):
     """Of such an answer."""
     beta: float = Field(default=1.0, ge=0, le=1)
     """With `on_policy`: 1 is KL(student || teacher), 0 is KL(teacher || student)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole(cls, values: Any) -> Any:
+        """Its own answers are written by the whole student."""
+        return {"dropout": 0.0, **values} if isinstance(values, dict) and values.get("on_policy") else values
 
     @field_validator("divergence")
     @classmethod
@@ -145,6 +152,11 @@ def _adjust(config: Config, context: Context) -> Sequence["Adjust"]:
     if config.local_teacher:
         return ()
     found = recalibrating.read(context.optional(RECALIBRATION))
+    if found and found.k != config.k:
+        raise UserError(
+            f"{context.section}.k: the teacher's probabilities of {config.k} tokens would be mended by what "
+            f"{context.input(RECALIBRATION)} learned of {found.k}; set logprobs: {config.k} there, or k: {found.k} here"
+        )
     by = f"by {found.chosen.method}, {found.chosen.value:.2f}" if found else "with no section that learned how"
     of = f", as learned of {found.teacher}" if found else ""
     context.say(f"{context.section}: the teacher's probabilities are {'' if found else 'not '}recalibrated, {by}{of}")

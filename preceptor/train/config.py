@@ -138,8 +138,15 @@ class OnPolicyConfig(SftConfig):
     """Which divergence: 1 is KL(student || teacher), 0 is KL(teacher || student), and what is between them is
     Jensen and Shannon's generalised one."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _whole(cls, values: Any) -> Any:
+        return {"dropout": 0.0, **values} if isinstance(values, dict) else values
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if self.dropout:
+            raise ValueError("dropout: with it another student would write than learns; leave it out")
         for name in ("packing", "compile", "weights"):
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name}: doesn't go with answers that are written while training; leave it out")

@@ -120,7 +120,7 @@ def test_the_temperature_that_was_planted_is_found(planted: float) -> None:
 
 @pytest.mark.parametrize(("believed", "known", "sign"), [(2.5, 5, 1), (0.4, 10, -1)])
 def test_a_teacher_too_sure_or_too_unsure_is_mended(believed: float, known: int, sign: int) -> None:
-    found = recalibrated(world(1500, believed, known=known), "temperature", "t")
+    found = recalibrated(world(1500, believed, known=known), "temperature", "t", 5)
     assert (found.n, found.cases, found.chosen.method) == (1500, 1500, "temperature")
     assert sign * (found.chosen.value - 1) > 0.2
     after = found.methods["temperature"].after
@@ -134,7 +134,7 @@ def test_a_teacher_too_sure_or_too_unsure_is_mended(believed: float, known: int,
 
 
 def test_an_honest_teacher_stays_as_it_is() -> None:
-    found = recalibrated(world(3000, 1.0, known=10), "smoothing", "t")
+    found = recalibrated(world(3000, 1.0, known=10), "smoothing", "t", 10)
     assert found.methods["temperature"].value == pytest.approx(1, abs=0.05)
     assert found.chosen == Recalibration(method="smoothing", value=found.methods["smoothing"].value)
     assert found.chosen.value < 0.01
@@ -152,18 +152,20 @@ def test_tokens_that_say_the_same_are_one_and_the_rest_is_never_the_answer() -> 
         Observation(group=f"c{n}", logprobs=tuple(np.log([0.3, 0.35, 0.25])), ways=(0, 1, 0), right=right, rest=0.1)
         for n, right in enumerate((0, 0, 1, None))
     ]
-    (only,) = recalibrated(seen, "temperature", "t").before.reliability
+    (only,) = recalibrated(seen, "temperature", "t", 5).before.reliability
     assert (only.confidence, only.accuracy, only.n) == (pytest.approx(0.55), 0.5, 4)
-    assert recalibrated(seen, "temperature", "t").before.nll == pytest.approx(-np.log([0.55, 0.55, 0.35, 0.1]).mean())
+    assert recalibrated(seen, "temperature", "t", 5).before.nll == pytest.approx(
+        -np.log([0.55, 0.55, 0.35, 0.1]).mean()
+    )
     lost = [Observation(group=f"c{n}", logprobs=(0.0,), ways=(0,), right=None, rest=0.0) for n in range(9)]
-    assert recalibrated(lost, "resoftmax", "t").methods["resoftmax"].after.nll == pytest.approx(-np.log(LEAST))
+    assert recalibrated(lost, "resoftmax", "t", 5).methods["resoftmax"].after.nll == pytest.approx(-np.log(LEAST))
 
 
 def test_positions_of_one_case_are_never_on_both_sides() -> None:
     """Ten cases with copies: a constant that had seen the copies would fit them better."""
     apart = world(10, 3.0)
     copies = [one for one in apart for _ in range(20)]
-    one, many = (recalibrated(seen, "temperature", "t").methods["temperature"].after for seen in (apart, copies))
+    one, many = (recalibrated(seen, "temperature", "t", 5).methods["temperature"].after for seen in (apart, copies))
     assert many.nll == pytest.approx(one.nll, abs=1e-3)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from preceptor.core.errors import UserError
+from preceptor.core.recalibration import Figures, Recalibrated, Recalibration
 from preceptor.core.records import Diagnosis, Message, Prediction, Reply, Row
 from preceptor.llm.ledger import Ledger
 from preceptor.model import pieces
@@ -208,6 +209,22 @@ def test_a_teacher_s_recalibration_is_applied(command):
     assert f"the teacher's probabilities are recalibrated, by temperature, {chosen['value']:.2f}" in out
 
 
+def test_what_was_learned_of_other_alternatives_is_not_applied(command):
+    """Beside a recalibration of 3 tokens a teacher's 5 would be mended by the wrong constant."""
+    Path("own").mkdir()
+    figures = Figures(ece=0.1, ece_floor=0.0, nll=0.1, reliability=())
+    chosen = Recalibration(method="temperature", value=2.0)
+    found = Recalibrated(teacher="t", k=3, chosen=chosen, n=1, cases=1, before=figures, methods={})
+    Path("own/recalibration.json").write_text(found.model_dump_json())
+    write(distill=", from: [prepare, label, curate, ./own]")
+    code, _, err = command("run", "r.yaml")
+    assert code == 2
+    assert only(err) == (
+        "preceptor: distill.k: the teacher's probabilities of 5 tokens would be mended by what own/recalibration.json "
+        "learned of 3; set logprobs: 5 there, or k: 3 here"
+    )
+
+
 @pytest.mark.slow
 def test_a_divergence_of_one_s_own(command):
     """The bucket by another name learns what the bucket does."""
@@ -243,6 +260,10 @@ def test_rows_that_a_store_would_take_for_one_another_are_refused():
         (", divergence: sampled, k: 9, local_teacher: mini", "k: a local teacher's tokens are drawn from all that"),
         (", divergence: buckets", "no divergence 'buckets'; did you mean 'bucket'? (or name your own"),
         (", share: 0", "share: Input should be greater than 0"),
+        (
+            ", local_teacher: mini, on_policy: true, dropout: 0.1",
+            "dropout: with it another student would write than learns; leave it out",
+        ),
         (", k: 300", "k: Input should be less than or equal to 255"),
     ],
 )
