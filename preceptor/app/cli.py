@@ -252,6 +252,8 @@ def diagnose(
     with show.progress("thinking", None):
         found = answer(text, model)
     show.result(shown(found))
+    if found.prediction.output is None:
+        raise WorkError(f"{model} gave no answer that can be read")
 
 
 @app.command()

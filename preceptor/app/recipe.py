@@ -142,6 +142,11 @@ def inputs(recipe: Recipe, section: Section, runs: Path) -> dict[str, tuple[Path
                 f"{recipe.path}: {section.name} needs {what}, which {whose} should leave and does not; "
                 f"name the section or path that has it in {section.name}.from"
             )
+    names, used = {s.name for s in recipe.sections}, {path for paths in found.values() for path in paths}
+    for source in section.config.from_:
+        if source not in names and not any(Path(source) in (path, path.parent) for path in used):
+            files = dict.fromkeys(file for need in section.config.needs() for file in need.any_of)
+            raise UserError(f"{section.name}.from: {source} has nothing that {section.name} reads: {', '.join(files)}")
     return found
 
 

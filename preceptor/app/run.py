@@ -152,8 +152,9 @@ class _Request:
             with suppress(UserError):  # beside a file from elsewhere it may hold anything
                 limits |= (read_json(path.parent / "config.json", "limits") or {"limits": {}})["limits"]
         limits[section.name] = section.config.limit
-        if (failed := runs / recipe.name / section.name / FAILED).exists():  # for those who read what comes of it
-            limits[f"{section.name} retried"] = 1 + len(failed.read_bytes().splitlines())
+        failed = runs / recipe.name / section.name / FAILED
+        tried = len(failed.read_bytes().splitlines()) if failed.exists() else 0
+        limits[f"{section.name} retried"] = 1 + tried  # those who read what comes of it see that it grew
         code = _code()
         about = {
             "recipe": recipe.path,

@@ -127,6 +127,9 @@ def _said(identity: str, prediction: Prediction | None) -> tuple[Diagnosis, str]
         return Diagnosis(), f"{kind}: {detail}" if detail else kind
     if not isinstance(prediction.output, Diagnosis):
         raise UserError(f"case {identity!r} was answered with advice; a submission names diseases: use task: diagnosis")
+    if held := prediction.withheld:
+        told = f"withheld: {held.output.diseases[0]} at {held.confidence:.2f}, below {held.threshold:.2f}"
+        return prediction.output, f"{told}; leave `risk` out of calibrate to submit it"
     return prediction.output, "abstained" if prediction.output.abstained else ""
 
 

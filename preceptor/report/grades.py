@@ -269,7 +269,9 @@ class Grades:
 
     def worst_first(self) -> list[int]:
         """Numbers of answered cases by what the answers are worth; of equals, the surest answer first."""
-        worth, sure = np.nan_to_num(self.columns["value"], nan=np.inf), np.nan_to_num(self.confidence)
+        unknown = np.full(len(self.case), np.nan)  # without gold, and with nothing said that a teacher said too
+        worth = np.nan_to_num(self.columns.get("value", unknown), nan=np.inf)
+        sure = np.nan_to_num(self.confidence)
         order = np.lexsort((-sure, worth))
         return list(dict.fromkeys(self.case[order[self.columns["failed"][order] == 0]].tolist()))
 

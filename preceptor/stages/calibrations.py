@@ -73,7 +73,8 @@ def settling(config: AskingConfig, context: Context, folders: Sequence[Path], as
         of_sections = [beside(path.parent) for path in context.inputs.get(CALIBRATION, ())]
         if calibration := next((one for each in (*of_sections, known) if (one := each.of(weights, way))), None):
             return lambda case, prediction: calibrated.apply(calibration, prediction, case)
-        if why := unlike(known, weights, way):
+        others = () if asking.model == "base" else of_sections  # of which none is ever calibrated
+        if why := next(filter(None, (unlike(each, weights, way) for each in (known, *others))), ""):
             context.say(f"{context.section}: {asking.model}: {why}")
     return lambda _, prediction: calibrated.raw(prediction)
 

@@ -238,7 +238,7 @@ def apply(calibration: Calibration, prediction: Prediction, case: Case) -> Predi
 
 def raw(prediction: Prediction) -> Prediction:
     """The prediction as it was before any calibration."""
-    if not prediction.uncalibrated:
+    if not prediction.uncalibrated and not prediction.withheld:
         return prediction
     update = {"confidence": prediction.uncalibrated, "uncalibrated": {}, "output": _given(prediction)}
     return prediction.model_copy(update={**update, "prediction_set": None, "withheld": None})

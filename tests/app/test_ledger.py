@@ -64,8 +64,9 @@ def test_export(paid):
     assert "肺炎" in Path("all.jsonl").read_text()
     paid("ledger", "export", "old.jsonl", "--run", "old")
     assert len(Path("old.jsonl").read_text().splitlines()) == 1
-    code, out, _ = paid("ledger", "export", "none.jsonl", "--run", "odl")
-    assert (code, "the ledger has no run 'odl'" in out) == (0, True)
+    code, _, err = paid("ledger", "export", "old.jsonl", "--run", "odl")
+    assert (code, "the ledger has no run 'odl'" in err) == (2, True)
+    assert len(Path("old.jsonl").read_text().splitlines()) == 1, "what was there stays"
 
 
 def test_prune_asks_first(paid):

@@ -9,7 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preceptor.core.errors import UserError
-from preceptor.core.records import Case, Consultation, Diagnosis, Failure, FailureKind, Message, Prediction, Row
+from preceptor.core.records import (
+    Case,
+    Consultation,
+    Diagnosis,
+    Failure,
+    FailureKind,
+    Message,
+    Prediction,
+    Row,
+    Withheld,
+)
 from preceptor.data.answers import Index, Joined
 from preceptor.data.answers import read as read_answers
 from preceptor.data.exporters import SubmissionStyle, llamafactory, ms_swift, submission
@@ -158,6 +168,14 @@ def test_advice_is_no_submission(tmp_path: Path) -> None:
     advice = Prediction(case_id="7", model="m", prompt_sha="", output=Consultation(answer="多喝水"))
     with pytest.raises(UserError, match="case '7' was answered with advice"):
         written(tmp_path / "s.jsonl", [advice], SubmissionStyle())
+
+
+def test_what_a_risk_withheld_is_told_apart(tmp_path: Path) -> None:
+    held = Withheld(output=Diagnosis(diseases=("流感",)), confidence=0.4, threshold=0.75)
+    doubtful = Prediction(case_id="7", model="m", prompt_sha="", output=Diagnosis(), withheld=held)
+    report = submission([case("7")], {"7": doubtful}, SubmissionStyle(), tmp_path / "s.jsonl")
+    why = "withheld: 流感 at 0.40, below 0.75; leave `risk` out of calibrate to submit it"
+    assert report.failed == (("7", why),)
 
 
 def test_what_names_no_disease_gets_the_fallback_and_is_listed(tmp_path: Path) -> None:

@@ -126,6 +126,13 @@ def test_without_gold_the_teacher_is_agreed_with(tmp_path: Path) -> None:
     assert "首位正确" not in told
 
 
+def test_without_gold_and_without_a_disease_there_is_still_a_page(tmp_path: Path) -> None:
+    cases = [case(i, gold=None, gold_source=None) for i in range(2)]
+    metrics, _ = ran(tmp_path, cases, [[answer(i) for i in range(2)]])
+    assert (metrics["student"]["parsed"]["value"], metrics["student"]["abstained"]["value"]) == (1, 1)
+    assert (tmp_path / "report.html").is_file()
+
+
 def test_predictions_about_other_cases_are_refused_with_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="in `from:` name one that predicts on them"):
         ran(tmp_path, [case(1, ASTHMA)], [[answer(2, ASTHMA)]])

@@ -137,3 +137,22 @@ def test_what_failed_is_tried_again_and_that_alone(folder: Path, hostile: Hostil
         ("c3", True),
     ]
     assert len(list(read_records(Path("runs/r/label/failed.jsonl"), Prediction))) == 3
+
+
+def test_what_was_tried_again_reaches_those_who_read_it(folder: Path, hostile: Hostile, command) -> None:
+    cases = [
+        Case(id=f"c{n}", text=f"Case {n}.\ndo: {act}", language="en", source="s", group=f"g{n}")
+        for n, act in enumerate(("ok", "refusal, ok"))
+    ]
+    write_records(folder / "train.jsonl", cases)
+    recipe(hostile, None)
+    text = json.loads(Path("r.yaml").read_text()) | {"evaluate": {"from": ["train.jsonl", "label"]}}
+    Path("r.yaml").write_text(json.dumps(text))
+    assert command("run", "r.yaml")[0] == 0
+    metrics = Path("runs/r/evaluate/metrics.json")
+    before = json.loads(metrics.read_text())["teacher"]["parsed"]["value"]
+    code, _, err = command("run", "r.yaml", "--retry")
+    assert code == 0, err
+    after = json.loads(metrics.read_text())["teacher"]["parsed"]["value"]
+    assert (before, after) == (0.5, 1.0)
+    assert command("run", "r.yaml")[0] == 0

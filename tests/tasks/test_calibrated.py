@@ -125,6 +125,7 @@ def test_an_answer_of_unknown_confidence_has_no_set_and_is_withheld_where_a_thre
     found = apply(calibration(threshold=0.2, rest=1.0), unknown, case(ASTHMA))
     assert found.withheld is not None
     assert (found.withheld.confidence, found.prediction_set) == (0.0, None)
+    assert apply(calibration(), found, case(ASTHMA)) == unknown, "under another calibration it is given again"
 
 
 def test_failures_and_abstentions_of_the_models_own_stay() -> None:
