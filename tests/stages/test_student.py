@@ -37,8 +37,9 @@ def test_a_student_learns_and_predicts(command):
     predictions = api.load_predictions("runs/r/predict/predictions.jsonl")
     assert [p.model for p in predictions] == ["base", "base", "student", "student"]
     assert all(isinstance(p, Prediction) and p.usage.completion_tokens for p in predictions)
-    code, out, _ = command("diagnose", "Cough for three days.", "--model", "runs/r/sft")
-    assert (code, bool(out.strip())) == (0, True)
+    code, out, err = command("diagnose", "Cough for three days.", "--model", "runs/r/sft")
+    assert (code, "No answer: " in out) == (1, True)
+    assert "runs/r/sft gave no answer that can be read" in err
 
     # Another model in the folder that a recipe names is another request.
     own = ("student=runs/r/lessons/model",)
