@@ -225,10 +225,16 @@ def test_models_that_change_their_logits_are_refused():
 @pytest.mark.parametrize("kind", ["qwen3_moe", "mixtral", "gpt2"])
 def test_a_model_that_tells_more_than_states_learns(kind):
     """Experts tell of their routers, others of images; the head is asked without."""
-    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 400}
-    experts = {"intermediate_size": 48, "moe_intermediate_size": 48, "num_local_experts": 4, "num_experts_per_tok": 2}
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 4}
+    experts = {
+        "vocab_size": 400,
+        "intermediate_size": 48,
+        "moe_intermediate_size": 48,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    }
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **small, **experts))
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **small, **experts)).eval()
     trainer.learns(model)
     ids = torch.arange(24).reshape(2, 12)
     logits = model(ids).logits[:, :-1]
